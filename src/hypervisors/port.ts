@@ -1,0 +1,256 @@
+import type { RouseError } from '../errors.ts';
+
+/**
+ * A hypervisor manager: vCenter, one ESXi host, or one libvirt. Ids are the manager's own, opaque
+ * and stable (managed object id, libvirt UUID); names are for people and may repeat.
+ * Every call that changes something is idempotent by name: doing it again finds what is there.
+ * Failures are RouseErrors: `host-unreachable`, `hypervisor-error` (with the manager's own words),
+ * `not-found`, `already-exists`, `hypervisor-unsupported`, `time-out`, `cancelled`.
+ */
+export interface Hypervisor {
+  readonly kind: 'libvirt' | 'vsphere' | 'memory';
+  /** Everything that is wrong at once; changes nothing. */
+  test(): Promise<TestReport>;
+  inventory(): Promise<Inventory>;
+  machine(idOrName: string): Promise<MachineDetail>;
+
+  /** Step 8: mounts the export as a datastore named `name` on that host. */
+  mountDatastore(hostId: string, spec: DatastoreSpec): Promise<Datastore>;
+  /** Refuses with `busy` while a machine still uses it. No error when it is not there. */
+  unmountDatastore(hostId: string, name: string): Promise<void>;
+  /** Machines with a disk on it, whether registered from it or attached. */
+  datastoreUsers(name: string): Promise<readonly string[]>;
+
+  /** Step 9: rewrites the saved configuration for its new place; pure, changes nothing. */
+  configure(spec: ConfigureSpec): ConfiguredMachine;
+  /** Step 9: registers; finds a machine already registered by its identity. Returns its id. */
+  register(spec: RegisterSpec): Promise<string>;
+  /** No error when it is gone already. Never deletes disks. */
+  unregister(machineId: string): Promise<void>;
+
+  powerOn(machineId: string): Promise<void>;
+  /** `shutdown` asks the guest and falls back to `off` after `graceMs`. */
+  powerOff(machineId: string, how: 'shutdown' | 'off', graceMs?: number): Promise<void>;
+  powerState(machineId: string): Promise<PowerState>;
+  /** A PNG of the machine's screen, or undefined when it has none. */
+  screenPicture(machineId: string): Promise<Buffer | undefined>;
+
+  /** Step 12: moves every disk that lies on `fromDatastore`; resolves when nothing of it is left. */
+  relocate(spec: RelocateSpec, watch: RelocateWatch): Promise<RelocateResult>;
+
+  /** FLR: the guest of a running machine sees a new disk. Returns its device name. */
+  attachDisk(machineId: string, spec: AttachSpec): Promise<string>;
+  detachDisk(machineId: string, device: string): Promise<void>;
+
+  /** Backup of a running or stopped machine; see BackupSource. */
+  beginBackup(spec: BackupSpec): Promise<BackupSource>;
+  /** Ends a backup job and gives back what it holds; no error when there is none. */
+  endBackup(machineId: string, token: string, outcome: 'stored' | 'failed'): Promise<void>;
+  /** Directory or datastore access for a full restore: where new disks may be written. */
+  createDisk(datastoreId: string, spec: CreateDiskSpec): Promise<DiskTarget>;
+  removeDisk(target: DiskTarget): Promise<void>;
+}
+
+export interface TestReport {
+  readonly ok: boolean;
+  readonly version: string;
+  /** Each with what to do about it. */
+  readonly problems: readonly { readonly message: string; readonly advice: string }[];
+  readonly facts: Readonly<Record<string, string>>;
+}
+
+export interface Inventory {
+  readonly clusters: readonly { id: string; name: string; hostIds: readonly string[] }[];
+  readonly hosts: readonly Host[];
+  readonly networks: readonly { id: string; name: string }[];
+  readonly datastores: readonly Datastore[];
+  readonly machines: readonly MachineSummary[];
+}
+
+export interface Host {
+  readonly id: string;
+  readonly name: string;
+  readonly clusterId?: string;
+  readonly state: 'connected' | 'disconnected' | 'maintenance';
+  /** Every address from which it may speak NFS, both families, textual. */
+  readonly addresses: readonly string[];
+}
+
+export interface Datastore {
+  readonly id: string;
+  readonly name: string;
+  readonly kind: 'nfs' | 'directory' | 'vmfs' | 'other';
+  readonly hostIds: readonly string[];
+  readonly totalBytes: number;
+  readonly freeBytes: number;
+  /** `nfs`: server:/path; `directory`: the path. */
+  readonly location: string;
+}
+
+export type PowerState = 'on' | 'off' | 'paused';
+
+export interface MachineSummary {
+  readonly id: string;
+  readonly name: string;
+  readonly uuid: string;
+  readonly hostId: string;
+  readonly power: PowerState;
+}
+
+export interface MachineDetail extends MachineSummary {
+  readonly disks: readonly MachineDisk[];
+  /** The manager's own configuration text: libvirt XML or .vmx. */
+  readonly configuration: string;
+  readonly networks: readonly {
+    readonly mac: string;
+    readonly network: string;
+    readonly connected: boolean;
+  }[];
+}
+
+export interface MachineDisk {
+  /** `vda`, `scsi0:1`. */
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly format: string;
+  readonly source: string;
+}
+
+export interface DatastoreSpec {
+  readonly name: string;
+  /** Address of the proxy as this host reaches it. */
+  readonly server: string;
+  readonly path: string;
+  readonly nfsPort: number;
+  readonly mountPort: number;
+}
+
+/** What became of the NICs, UUID and MACs. */
+export interface Identity {
+  readonly keep: boolean;
+  /** Used when not kept. */
+  readonly uuid: string;
+  /** One new MAC per NIC in order, used when not kept. */
+  readonly macs: readonly string[];
+}
+
+export interface ConfigureSpec {
+  /** The configuration in the saveset, undefined when the backup was of bare disks. */
+  readonly configuration: string | undefined;
+  readonly name: string;
+  readonly datastore: DatastoreSpec;
+  /** Path of the machine's folder inside the export, such as `web01`. */
+  readonly folder: string;
+  readonly disks: readonly {
+    readonly name: string;
+    readonly file: string;
+    readonly sizeBytes: number;
+  }[];
+  readonly nvram?: string;
+  readonly identity: Identity;
+  readonly connectNetworks: boolean;
+  /** The mark that proves the machine is ours: the recovery's id. */
+  readonly mark: string;
+}
+
+export interface ConfiguredMachine {
+  /** `domain.xml` or `<name>.vmx`. */
+  readonly fileName: string;
+  readonly text: string;
+  /** What was changed, one sentence each, for the log and the dry run. */
+  readonly changes: readonly string[];
+}
+
+export interface RegisterSpec {
+  readonly hostId: string;
+  readonly name: string;
+  readonly datastore: DatastoreSpec;
+  readonly folder: string;
+  readonly configured: ConfiguredMachine;
+  readonly mark: string;
+}
+
+export interface RelocateSpec {
+  readonly machineId: string;
+  readonly fromDatastore: DatastoreSpec;
+  readonly toDatastoreId: string;
+  /** Bytes per second; 0: the driver's own default that keeps guest latency in bounds. */
+  readonly bandwidthBytesPerSecond: number;
+}
+
+export interface RelocateWatch {
+  readonly signal: AbortSignal;
+  progress(doneBytes: number, totalBytes: number): void;
+}
+
+export interface RelocateResult {
+  readonly disks: readonly {
+    readonly name: string;
+    readonly path: string;
+    readonly sizeBytes: number;
+  }[];
+}
+
+export interface AttachSpec {
+  readonly datastore: DatastoreSpec;
+  readonly path: string;
+  readonly sizeBytes: number;
+  readonly serial: string;
+}
+
+export interface BackupSpec {
+  readonly machineId: string;
+  /** Names bitmaps, checkpoint and scratch files; deterministic, so that a crash finds them. */
+  readonly token: string;
+  /** Labels of the last saveset: go on from its checkpoint when the chain is whole. */
+  readonly since?: Readonly<Record<string, string>>;
+  readonly scratchDirectory: string;
+}
+
+/** A consistent point of a machine's disks, readable until `endBackup`. */
+export interface BackupSource {
+  readonly token: string;
+  readonly machine: MachineDetail;
+  readonly consistency: 'crash' | 'filesystem' | 'offline';
+  readonly kind: 'full' | 'incremental';
+  /** Why it is full although an incremental was asked for. */
+  readonly fullBecause?: string;
+  readonly disks: readonly BackupDiskSource[];
+  readonly files: readonly { readonly name: string; readonly base64: string }[];
+  /** To be kept with the saveset and passed as `since` next time. */
+  readonly labels: Readonly<Record<string, string>>;
+}
+
+/** Plain values, so that a server can hand it to a proxy as JSON. */
+export interface BackupDiskSource {
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly source: string;
+  readonly access:
+    | {
+        readonly via: 'nbd';
+        /** A unix socket's path, or host and port. */
+        readonly socket?: string;
+        readonly host?: string;
+        readonly port?: number;
+        readonly exportName: string;
+        /** The NBD meta context of changed ranges, such as `qemu:dirty-bitmap:backup-vda`. */
+        readonly changesContext?: string;
+      }
+    | { readonly via: 'file'; readonly path: string; readonly format: string };
+}
+
+export interface CreateDiskSpec {
+  readonly machineName: string;
+  readonly diskName: string;
+  readonly sizeBytes: number;
+}
+
+/** Where a full restore writes a disk: a raw or qcow2 file below a datastore's directory. */
+export interface DiskTarget {
+  readonly path: string;
+  readonly format: 'raw' | 'qcow2';
+  readonly sizeBytes: number;
+}
+
+export type HypervisorFailure = RouseError;

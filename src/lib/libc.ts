@@ -1,0 +1,83 @@
+import { createRequire } from 'node:module';
+import * as fs from 'node:fs';
+
+/**
+ * Calls of libc that Node lacks, through koffi, each with a portable fallback: where koffi or the
+ * call is missing, reads simply wait, holes are not found and nothing is punched.
+ */
+type Koffi = typeof import('koffi');
+type Native = (...values: unknown[]) => number | bigint;
+
+interface Libc {
+  readonly koffi: Koffi;
+  readonly preadv2: Native;
+  readonly lseek: Native;
+  readonly fallocate: Native;
+}
+
+const libc = loadLibc();
+
+function loadLibc(): Libc | undefined {
+  if (process.platform !== 'linux') return undefined;
+  try {
+    const loaded: unknown = createRequire(import.meta.url)('koffi');
+    const koffi = loaded as Koffi;
+    const library = koffi.load('libc.so.6');
+    return {
+      koffi,
+      preadv2: library.func('int64 preadv2(int fd, void* iov, int count, int64 offset, int flags)'),
+      lseek: library.func('int64 lseek(int fd, int64 offset, int whence)'),
+      fallocate: library.func('int fallocate(int fd, int mode, int64 offset, int64 length)'),
+    };
+  } catch {
+    return undefined;
+  }
+}
+
+/** preadv2(2): RWF_NOWAIT. */
+const RWF_NOWAIT = 8;
+
+/** One struct iovec, reused: calls are synchronous, and this runs on one thread. */
+const iovec = new BigUint64Array(2);
+
+/** Bytes read at once from the page cache, or -1 when the disk would have to be waited for. */
+export function preadNoWait(fd: number, target: Uint8Array, position: number): number {
+  if (target.length === 0) return 0;
+  if (libc === undefined) return fs.readSync(fd, target, 0, target.length, position);
+  iovec[0] = BigInt(libc.koffi.address(target));
+  iovec[1] = BigInt(target.length);
+  const bytes = Number(libc.preadv2(fd, iovec, 1, position, RWF_NOWAIT));
+  if (bytes === target.length) return bytes;
+  if (bytes < 0) return -1;
+  return isEndOfFile(fd, position + bytes) ? bytes : -1;
+}
+
+function isEndOfFile(fd: number, position: number): boolean {
+  return fs.fstatSync(fd).size <= position;
+}
+
+/** lseek(2): SEEK_DATA and SEEK_HOLE. */
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+
+/** The next position at or after `from` that may hold data; -1: none until the end. */
+export function nextData(fd: number, from: number): number {
+  if (libc === undefined) return from;
+  return Number(libc.lseek(fd, from, SEEK_DATA));
+}
+
+/** The next position at or after `from` that is a hole, or the file's size. */
+export function nextHole(fd: number, from: number): number {
+  if (libc === undefined) return fs.fstatSync(fd).size;
+  const position = Number(libc.lseek(fd, from, SEEK_HOLE));
+  return position < 0 ? fs.fstatSync(fd).size : position;
+}
+
+/** fallocate(2): FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE. */
+const PUNCH = 1 | 2;
+
+/** Gives a range back to the file system; false where it cannot (the bytes then stay). */
+export function punchHole(fd: number, position: number, length: number): boolean {
+  if (libc === undefined || length === 0) return false;
+  return Number(libc.fallocate(fd, PUNCH, position, length)) === 0;
+}
