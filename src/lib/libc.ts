@@ -13,6 +13,7 @@ interface Libc {
   readonly preadv2: Native;
   readonly lseek: Native;
   readonly fallocate: Native;
+  readonly flock: Native;
 }
 
 const libc = loadLibc();
@@ -28,6 +29,7 @@ function loadLibc(): Libc | undefined {
       preadv2: library.func('int64 preadv2(int fd, void* iov, int count, int64 offset, int flags)'),
       lseek: library.func('int64 lseek(int fd, int64 offset, int whence)'),
       fallocate: library.func('int fallocate(int fd, int mode, int64 offset, int64 length)'),
+      flock: library.func('int flock(int fd, int operation)'),
     };
   } catch {
     return undefined;
@@ -80,4 +82,16 @@ const PUNCH = 1 | 2;
 export function punchHole(fd: number, position: number, length: number): boolean {
   if (libc === undefined || length === 0) return false;
   return Number(libc.fallocate(fd, PUNCH, position, length)) === 0;
+}
+
+/** flock(2): LOCK_EX | LOCK_NB. */
+const LOCK_EXCLUSIVE_NOW = 2 | 4;
+
+/**
+ * Takes the lock of an open file, which the kernel gives back when the process ends, however it
+ * ends. True without libc: the caller's pid file is then the only guard.
+ */
+export function tryLock(fd: number): boolean {
+  if (libc === undefined) return true;
+  return Number(libc.flock(fd, LOCK_EXCLUSIVE_NOW)) === 0;
 }
