@@ -28,3 +28,12 @@ export const proxyLimits = {
   /** A configuration file written into a clone. */
   cloneFileBytesMax: 16 * MiB,
 } as const;
+
+export const supervisorLimits = {
+  /** A proxy is back well within the two seconds that guests are promised. */
+  restartPauseMsMin: 50,
+  /** One that crashes at once is tried again at most this rarely. */
+  restartPauseMsMax: 5_000,
+  /** A child that does not end on SIGTERM is killed: its state survives that anyway. */
+  stopMsMax: 20_000,
+} as const;

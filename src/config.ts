@@ -1,0 +1,103 @@
+import { createHash } from 'node:crypto';
+import * as os from 'node:os';
+import * as path from 'node:path';
+import { RouseError } from './errors.ts';
+
+/** What an administrator decides when Rouse starts; everything else is derived here. */
+export interface UpOptions {
+  /** The one directory that holds everything. */
+  readonly data: string;
+  /** TCP port of NFS; 0 takes a free one. Hypervisors expect 2049. */
+  readonly nfsPort?: number;
+  /** TCP port of MOUNT; the same as `nfsPort` when undefined. */
+  readonly mountPort?: number;
+  readonly portmap?: 'auto' | 'bind' | 'register' | 'off';
+  readonly portmapPort?: number;
+  /** Addresses that NFS listens on; all of the machine when undefined. */
+  readonly listen?: readonly string[];
+  /** Bound of the block cache in bytes. */
+  readonly cacheBytes?: number;
+  /** Directory of the vault; `<data>/vault` when undefined. */
+  readonly vault?: string;
+  /** Address that hypervisor hosts reach this proxy at. */
+  readonly address?: string;
+}
+
+export interface Config {
+  readonly data: string;
+  readonly vault: string;
+  readonly index: string;
+  readonly clones: string;
+  readonly exportsFile: string;
+  readonly catalogFile: string;
+  readonly scratch: string;
+  readonly logs: string;
+  readonly run: string;
+  readonly lockFile: string;
+  readonly serverSocket: string;
+  readonly serverFile: string;
+  readonly proxySocket: string;
+  readonly proxyName: string;
+  readonly proxyAddress: string;
+  readonly nfs: {
+    readonly port: number;
+    readonly mountPort: number;
+    readonly portmap: 'auto' | 'bind' | 'register' | 'off';
+    readonly portmapPort: number;
+    readonly addresses: readonly string[];
+  };
+  readonly cacheBytes: number;
+}
+
+export function configOf(options: UpOptions): Config {
+  const data = path.resolve(options.data);
+  const run = path.join(data, 'run');
+  const nfsPort = port('--nfs-port', options.nfsPort ?? 2049);
+  return {
+    data,
+    vault: path.resolve(options.vault ?? path.join(data, 'vault')),
+    index: path.join(data, 'index'),
+    clones: path.join(data, 'clones'),
+    exportsFile: path.join(data, 'exports.json'),
+    catalogFile: path.join(data, 'catalog.sqlite'),
+    scratch: path.join(data, 'scratch'),
+    logs: path.join(data, 'log'),
+    run,
+    lockFile: path.join(data, 'lock'),
+    serverSocket: socketPath(run, 'server.sock'),
+    serverFile: path.join(run, 'server.json'),
+    proxySocket: socketPath(run, 'proxy.sock'),
+    proxyName: 'local',
+    proxyAddress: options.address ?? '127.0.0.1',
+    nfs: {
+      port: nfsPort,
+      mountPort: port('--mount-port', options.mountPort ?? nfsPort),
+      portmap: options.portmap ?? 'auto',
+      portmapPort: port('--portmap-port', options.portmapPort ?? 111),
+      addresses: options.listen ?? ['::'],
+    },
+    cacheBytes: options.cacheBytes ?? defaultCacheBytes(),
+  };
+}
+
+function port(option: string, value: number): number {
+  if (Number.isInteger(value) && value >= 0 && value <= 65_535) return value;
+  throw new RouseError('bad-request', `${option} ${value} is not a port`, {
+    advice: 'Give a number from 1 to 65535, or 0 for any free port.',
+  });
+}
+
+/** An eighth of the machine's memory: the rest belongs to the page cache, which holds the packs. */
+function defaultCacheBytes(): number {
+  const eighth = Math.floor(os.totalmem() / 8);
+  const largest = 4 * 1024 ** 3;
+  return Math.max(64 * 1024 ** 2, Math.min(largest, eighth));
+}
+
+/** sun_path of unix(7) holds 107 bytes: a longer path moves to the temporary directory. */
+export function socketPath(directory: string, name: string): string {
+  const wanted = path.join(directory, name);
+  if (Buffer.byteLength(wanted) <= 107) return wanted;
+  const digest = createHash('sha256').update(wanted).digest('hex').slice(0, 16);
+  return path.join(os.tmpdir(), `rouse-${digest}-${name}`);
+}
