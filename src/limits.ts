@@ -37,3 +37,32 @@ export const supervisorLimits = {
   /** A child that does not end on SIGTERM is killed: its state survives that anyway. */
   stopMsMax: 20_000,
 } as const;
+
+/** Disk images are read from strangers: every count is checked against these and the file. */
+export const formatLimits = {
+  /** 64 TiB less one cluster is what ESXi allows; qcow2's own bound is higher. 2^53 is far off. */
+  sizeBytesMax: 1024 * 1024 * 1024 * MiB,
+  /** 2 TiB in 2 GiB extents are 1,024; hosted products stop long before. */
+  extentsMax: 4096,
+  /** One open file each; libvirt itself follows 200. */
+  chainDepthMax: 200,
+  /** Descriptors have some 20 lines, and one line for each extent: 4,096 x 100 bytes and more. */
+  descriptorBytesMax: MiB,
+  /** Header, extensions and backing file's name lie in the first cluster; ours read this much. */
+  headerBytesMax: 2 * MiB,
+  /** QEMU's own bound (qcow2.h, QCOW_MAX_L1_SIZE). */
+  l1BytesMax: 32 * MiB,
+  /** Tables of a whole chain, in pages: 256 x 64 KiB = 16 MiB, whatever the disk's size. */
+  tablePageBytes: 64 * KiB,
+  tablePagesMax: 256,
+  /** Unpacked compressed clusters and grains, for reads smaller than them: 16 x 64 KiB = 1 MiB. */
+  unpackedPiecesMax: 16,
+  /** Clusters of 2 MiB are qcow2's largest; a VMDK's grain is 64 KiB nearly always. */
+  pieceBytesMax: 2 * MiB,
+  /** Unpacking at once for one read: 4 x (2 MiB + its packed form). */
+  unpackingMax: 4,
+  /** A .vmx has some hundred lines; a domain's XML some hundred kilobytes with many devices. */
+  configurationBytesMax: 4 * MiB,
+  /** Tables of a qcow2 being written: 64 x 64 KiB = 4 MiB, each for 512 MiB of disk. */
+  writerTablesMax: 64,
+} as const;
