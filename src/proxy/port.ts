@@ -1,5 +1,5 @@
 import type { BackupSource } from '../hypervisors/port.ts';
-import type { RescanReport, Saveset, VaultStats, VerifyReport } from '../vault/api.ts';
+import type { Mtree, RescanReport, Saveset, VaultStats, VerifyReport } from '../vault/api.ts';
 
 /**
  * What the server asks of a proxy, the worker on the data path: it owns the vault's blocks, the
@@ -32,6 +32,8 @@ export interface Proxy {
   cancelJob(id: string): Promise<void>;
 
   vaultStats(): Promise<VaultStats>;
+  mtrees(): Promise<readonly Mtree[]>;
+  createMtree(name: string, codec: Mtree['codec']): Promise<Mtree>;
 }
 
 export interface ProxyStatus {
