@@ -40,7 +40,7 @@ export const supervisorLimits = {
 
 /** Disk images are read from strangers: every count is checked against these and the file. */
 export const formatLimits = {
-  /** 64 TiB less one cluster is what ESXi allows; qcow2's own bound is higher. 2^53 is far off. */
+  /** 1 PiB: sixteen times the largest disk of ESXi (62 TiB); sums stay far below 2^53. */
   sizeBytesMax: 1024 * 1024 * 1024 * MiB,
   /** 2 TiB in 2 GiB extents are 1,024; hosted products stop long before. */
   extentsMax: 4096,
@@ -55,14 +55,152 @@ export const formatLimits = {
   /** Tables of a whole chain, in pages: 256 x 64 KiB = 16 MiB, whatever the disk's size. */
   tablePageBytes: 64 * KiB,
   tablePagesMax: 256,
-  /** Unpacked compressed clusters and grains, for reads smaller than them: 16 x 64 KiB = 1 MiB. */
+  /**
+   * Unpacked compressed clusters and grains, for reads smaller than them: 16 x 64 KiB = 1 MiB as a
+   * rule, 16 x 2 MiB = 32 MiB with the largest clusters.
+   */
   unpackedPiecesMax: 16,
   /** Clusters of 2 MiB are qcow2's largest; a VMDK's grain is 64 KiB nearly always. */
   pieceBytesMax: 2 * MiB,
-  /** Unpacking at once for one read: 4 x (2 MiB + its packed form). */
-  unpackingMax: 4,
+  /** Pieces fetched at once for one read: 4 x (2 MiB + its packed form) = 16 MiB. */
+  fetchingMax: 4,
   /** A .vmx has some hundred lines; a domain's XML some hundred kilobytes with many devices. */
   configurationBytesMax: 4 * MiB,
   /** Tables of a qcow2 being written: 64 x 64 KiB = 4 MiB, each for 512 MiB of disk. */
   writerTablesMax: 64,
+} as const;
+
+/** The NFS server (src/nfs). */
+export const nfsLimits = {
+  /** rtmax and wtmax of FSINFO: what one READ or WRITE carries. */
+  transferBytesMax: 1 * MiB,
+  /** The largest WRITE: 1 MiB of data, 2 x 408 bytes of credentials, headers and a handle. */
+  recordBytesMax: 1 * MiB + 4 * KiB,
+  /** A 1 MiB record in fragments of 1 KiB; nobody sends smaller ones. */
+  fragmentsMax: 1_024,
+  /** 64 GETATTRs of 100 bytes and 63 READs of 4 KiB and their headers fit into one buffer. */
+  replySegmentBytes: 256 * KiB,
+  /** A READ of 1 MiB and its headers. */
+  largeSegmentBytes: 1 * MiB + 4 * KiB,
+  /** Recycled buffers kept: 32 x 256 KiB + 16 x 1 MiB = 24 MiB. */
+  freeSegmentsMax: 32,
+  freeLargeSegmentsMax: 16,
+  /** A Linux client has up to 128 slots by default grown to 65,536; QEMU's iodepth is below 256. */
+  connectionCallsMax: 256,
+  /** 16 of the largest READs or WRITEs. */
+  connectionBytesMax: 16 * MiB,
+  /** All connections: 16 busy hosts at their full bound. */
+  serverBytesMax: 256 * MiB,
+  /** Unsent replies of one connection before it is no longer read: four of the largest READs. */
+  outputBytesMax: 4 * MiB,
+  /** One turn of one connection before others get theirs: about 1 ms of small calls. */
+  turnCallsMax: 256,
+  turnBytesMax: 4 * MiB,
+  /** 200 hosts with 4 connections each, and room. */
+  connectionsMax: 1_024,
+  connectionsPerAddressMax: 256,
+  /** Half a record and no more of it: the other side is gone or means ill. */
+  partialRecordTimeoutMs: 30_000,
+  /** A connection on which no call ever came. */
+  firstCallTimeoutMs: 60_000,
+  /** Replies that nobody takes: longer than a frozen host that comes back (ESXi gives up at 140 s). */
+  stalledOutputTimeoutMs: 180_000,
+  sweepIntervalMs: 5_000,
+  keepAliveMs: 30_000,
+  /** Verified handles remembered per export: 4,096 x about 150 bytes = 600 KiB. */
+  verifiedHandlesMax: 4_096,
+  /** Duplicate request cache: replies of CREATE are about 300 bytes. */
+  duplicateEntriesMax: 4_096,
+  duplicateBytesMax: 4 * MiB,
+  /** Longer than a client's last retransmission (ESXi and Linux: 60 s x 2). */
+  duplicateAgeMs: 180_000,
+  /** READDIR and READDIRPLUS replies. */
+  directoryBytesMax: 64 * KiB,
+  directoryEntriesMax: 1_024,
+  /** PATH_MAX of Linux: symlink targets and MOUNT paths (MNTPATHLEN is 1,024, RFC 1813 5.1.2). */
+  pathBytesMax: 4 * KiB,
+  /** MOUNT's list of who mounted what (DUMP), 1,024 x about 200 bytes. */
+  mountsMax: 1_024,
+  /** The longest list of exports or mounts told in one MOUNT reply. */
+  mountReplyBytesMax: 192 * KiB,
+  /** A running rpcbind answers in well under a millisecond. */
+  portmapTimeoutMs: 3_000,
+} as const;
+
+export const recoveryLimits = {
+  /** Ten days, as people know it from elsewhere; here it ends with warnings and parking. */
+  leaseMsDefault: 10 * 86_400_000,
+  /** A year: longer is a machine that should be relocated. */
+  leaseMsMax: 365 * 86_400_000,
+  /** Addresses of one host, both families, or of a small group of publish clients. */
+  clientsMax: 64,
+} as const;
+
+export const backupLimits = {
+  /** virtio-scsi takes more, vSphere ends at 64 x 4 controllers. */
+  disksMax: 256,
+} as const;
+
+export const catalogLimits = {
+  datastoresMax: 256,
+  /** Events in one answer: about 200 bytes each, 2 MB. */
+  eventsMax: 10_000,
+  eventsDefault: 100,
+} as const;
+
+export const apiLimits = {
+  /** The largest request is a backup of 256 disks with 4 KiB paths. */
+  requestBytesMax: 2 * MiB,
+  /** What a client accepts in one answer: 20,000 savesets of 1.5 KiB, or a screen's picture. */
+  responseBytesMax: 64 * MiB,
+  /** One server-sent event: the view of a recovery is about 8 KiB. */
+  eventBytesMax: 4 * MiB,
+  /** Streams open at once: a console, scripts and watchers; each costs a socket and a closure. */
+  streamsMax: 256,
+  /** A comment line keeps an idle stream alive and finds dead clients. */
+  streamKeepAliveMs: 15_000,
+  /** Headers and body must have arrived by then. */
+  requestReadTimeoutMs: 30_000,
+  /** Most answers take milliseconds; a hypervisor's test may wait for an SSH login. */
+  callTimeoutMs: 60_000,
+  /** Connecting to a unix socket or to loopback either works at once or not at all. */
+  connectTimeoutMs: 5_000,
+  /** A stream is taken for dead after four keep-alives that did not come. */
+  streamSilenceMsMax: 60_000,
+} as const;
+
+export const databaseLimits = {
+  /** Another process (a backup tool) may hold SQLite's lock this long; it blocks this thread. */
+  busyTimeoutMs: 5_000,
+  /** A transaction is a few statements, some milliseconds; half a minute means a deadlock. */
+  queueWaitMs: 30_000,
+  /** Prepared statements kept: about 80 distinct queries exist, some with a few shapes. */
+  statementsMax: 256,
+} as const;
+
+export const workflowLimits = {
+  /** Runs driven at once; a run is one promise and a few kB, its work is the proxy's. */
+  runsMax: 256,
+  /** A claim outlives six renewals, so one blocked minute loses nothing. */
+  leaseMs: 60_000,
+  /** Renewal of claims, and how late another server's cancel or end is seen. */
+  pollMs: 10_000,
+  /** Attempts of a step: 1 s, 2 s, 4 s ... 60 s, each shortened by up to a quarter. */
+  retryMs: { first: 1_000, max: 60_000 },
+  /** Attempts of an undo, of `settled` and of a timer: the same, up to 5 min, without end. */
+  undoRetryMs: { first: 1_000, max: 300_000 },
+  /** A step that took the whole process down this often is undone instead of run again. */
+  crashesMax: 25,
+  /** How long `stop` waits for steps that were told to stop. */
+  stopWaitMs: 10_000,
+  /** Progress is published at most four times a second and run. */
+  progressEveryMs: 250,
+  /** A result or an input is a few names; 256 KiB of JSON is a mistake. */
+  jsonBytesMax: 256 * KiB,
+  /** Timers fired at once. */
+  timersMax: 16,
+  /** Rows looked at when timers are due: four for each of 2,500 recoveries. */
+  timersDueMax: 10_000,
+  /** Runs answered by one listing, newest first. */
+  runsListedMax: 1_000,
 } as const;
