@@ -145,6 +145,8 @@ export interface ConfigureSpec {
     readonly name: string;
     readonly file: string;
     readonly sizeBytes: number;
+    /** The disk lies there on the host (full restore: `createDisk`), not on the datastore. */
+    readonly local?: { readonly path: string; readonly format: 'raw' | 'qcow2' };
   }[];
   readonly nvram?: string;
   readonly identity: Identity;
