@@ -173,6 +173,13 @@ export class MemoryHypervisor implements Hypervisor {
     });
   }
 
+  findMarked(mark: string): Promise<string | undefined> {
+    return this.#call('findMarked', () => {
+      const ours = [...this.#machines.values()].find((machine) => machine.mark === mark);
+      return ours?.id;
+    });
+  }
+
   unregister(machineId: string): Promise<void> {
     return this.#call('unregister', () => {
       const machine = this.#machines.get(machineId);

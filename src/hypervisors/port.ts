@@ -25,6 +25,8 @@ export interface Hypervisor {
   configure(spec: ConfigureSpec): ConfiguredMachine;
   /** Step 9: registers; finds a machine already registered by its identity. Returns its id. */
   register(spec: RegisterSpec): Promise<string>;
+  /** The machine that carries our mark (`ConfigureSpec.mark`); undefined: there is none. */
+  findMarked(mark: string): Promise<string | undefined>;
   /** No error when it is gone already. Never deletes disks. */
   unregister(machineId: string): Promise<void>;
 
