@@ -241,6 +241,10 @@ export class MemoryHypervisor implements Hypervisor {
     }
   }
 
+  stopRelocation(machineId: string): Promise<void> {
+    return this.#call('stopRelocation', () => void this.#find(machineId));
+  }
+
   attachDisk(machineId: string, spec: AttachSpec): Promise<string> {
     return this.#call('attachDisk', () => {
       const machine = this.#find(machineId);

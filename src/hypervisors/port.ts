@@ -40,6 +40,9 @@ export interface Hypervisor {
   /** Step 12: moves every disk that lies on `fromDatastore`; resolves when nothing of it is left. */
   relocate(spec: RelocateSpec, watch: RelocateWatch): Promise<RelocateResult>;
 
+  /** Aborts a copy that a cancelled or killed relocation left running; no error without one. */
+  stopRelocation(machineId: string): Promise<void>;
+
   /** FLR: the guest of a running machine sees a new disk. Returns its device name. */
   attachDisk(machineId: string, spec: AttachSpec): Promise<string>;
   detachDisk(machineId: string, device: string): Promise<void>;
