@@ -134,6 +134,23 @@ export const recoveryLimits = {
   leaseMsMax: 365 * 86_400_000,
   /** Addresses of one host, both families, or of a small group of publish clients. */
   clientsMax: 64,
+  /** People are warned this long before a lease ends (product.md, pain 3). */
+  leaseWarningsMs: [72 * 3_600_000, 24 * 3_600_000, 3_600_000],
+  /** A parked machine's writes are kept a week after its lease ended. */
+  graceMs: 7 * 86_400_000,
+  /** A guest has five minutes to shut down when its lease ends, before it is switched off. */
+  shutdownMs: 300_000,
+  /** A host that asked for nothing this long, with a connection still open, is silent. */
+  silenceMs: 5_000,
+  silencePollMs: 200,
+  /** How long one attempt of clean-up waits for silence; attempts go on. */
+  silenceWaitMsMax: 60_000,
+  /** With the engine's pauses of up to a minute: about a week of trying, in doubt exporting. */
+  cleaningAttemptsMax: 10_000,
+  /** A restored disk is sparse; a datastore with a tenth of its size free may do, less will not. */
+  restoreFreeShare: 0.1,
+  /** A job's news are waited for this long at a time. */
+  jobPollMs: 10_000,
 } as const;
 
 export const backupLimits = {

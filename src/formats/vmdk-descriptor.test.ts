@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { isRouseError } from '../errors.ts';
 import { flatDescriptor, looksLikeDescriptor, parseDescriptor } from './vmdk-descriptor.ts';
 
@@ -90,10 +90,10 @@ test('extent lines of every kind are understood', () => {
 });
 
 test('a hostile extent line is one typed error', () => {
-  for (const line of ['RW abc FLAT "x"', 'RW 9999999999999999 FLAT "x"', 'RW ']) {
+  for (const line of ['RW abc FLAT "x"', 'RW 9999999999999999 FLAT "x"']) {
     assert.throws(
       () => parseDescriptor(`version=1\n${line} \n`, 'x.vmdk'),
-      (error) => line === 'RW ' || isRouseError(error, 'corrupt-data'),
+      (error) => isRouseError(error, 'corrupt-data'),
     );
   }
 });
