@@ -149,8 +149,7 @@ function complaintAbout({ from, to, line }: Import): string | undefined {
   const complaint = `${from}:${line} imports ${to}, which its folder may not`;
   const here = folderOf(from);
   const there = folderOf(to);
-  if (!inFolder(from))
-    return to.startsWith('src/') && there !== 'testing' ? undefined : complaint;
+  if (!inFolder(from)) return to.startsWith('src/') && there !== 'testing' ? undefined : complaint;
   const file = to.slice('src/'.length);
   if (here === there || openFiles.includes(file)) return undefined;
   if ((allowed[here] ?? []).some((name) => name === there || name === file)) return undefined;
