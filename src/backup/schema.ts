@@ -109,3 +109,7 @@ export interface BackupService {
   /** The view as it is, then its changes (at most a few a second), until it has ended. */
   watch(reference: string, signal: AbortSignal): AsyncIterable<Backup>;
 }
+
+/** Names in the OpenAPI document. */
+z.globalRegistry.add(backupRequest, { id: 'BackupRequest' });
+z.globalRegistry.add(backup, { id: 'Backup' });

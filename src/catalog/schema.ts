@@ -316,3 +316,21 @@ export type Status = z.infer<typeof status>;
 export interface StatusService {
   status(): Promise<Status>;
 }
+
+/** Names in the OpenAPI document. */
+z.globalRegistry.add(machineView, { id: 'Machine' });
+z.globalRegistry.add(savesetView, { id: 'Saveset' });
+z.globalRegistry.add(hypervisorRequest, { id: 'HypervisorRequest' });
+z.globalRegistry.add(hypervisorView, { id: 'Hypervisor' });
+z.globalRegistry.add(testReport, { id: 'HypervisorTest' });
+z.globalRegistry.add(inventory, { id: 'Inventory' });
+z.globalRegistry.add(exportView, { id: 'Export' });
+z.globalRegistry.add(eventView, { id: 'Event' });
+z.globalRegistry.add(mtreeRequest, { id: 'MtreeRequest' });
+z.globalRegistry.add(mtree, { id: 'Mtree' });
+z.globalRegistry.add(vaultStats, { id: 'VaultStats' });
+z.globalRegistry.add(verifyReport, { id: 'VerifyReport' });
+z.globalRegistry.add(rescanReport, { id: 'RescanReport' });
+z.globalRegistry.add(verifyRequest, { id: 'VerifyRequest' });
+z.globalRegistry.add(vaultJob, { id: 'VaultJob' });
+z.globalRegistry.add(status, { id: 'Status' });

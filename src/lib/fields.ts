@@ -67,3 +67,5 @@ export const failure = z.object({
 export type Failure = z.infer<typeof failure>;
 
 export const named = z.object({ id: z.string(), name: z.string() });
+
+z.globalRegistry.add(failure, { id: 'Failure' });

@@ -247,3 +247,12 @@ export interface RecoveryService {
   /** The view as it is, then every change of it, until it has ended or the signal aborts. */
   watch(reference: string, signal: AbortSignal): AsyncIterable<Recovery>;
 }
+
+/** Names in the OpenAPI document. */
+z.globalRegistry.add(recoveryRequest, { id: 'RecoveryRequest' });
+z.globalRegistry.add(recovery, { id: 'Recovery' });
+z.globalRegistry.add(recoveryStep, { id: 'RecoveryStep' });
+z.globalRegistry.add(recoveryPlan, { id: 'RecoveryPlan' });
+z.globalRegistry.add(cancelRequest, { id: 'CancelRequest' });
+z.globalRegistry.add(renewRequest, { id: 'RenewRequest' });
+z.globalRegistry.add(relocateRequest, { id: 'RelocateRequest' });
