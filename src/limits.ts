@@ -19,14 +19,20 @@ export const proxyLimits = {
   jobsKeptMax: 1_000,
   /** A caller waiting for a job's news is answered at least this often. */
   jobWaitMsMax: 30_000,
+  /** A job's news are waited for this long at a time. */
+  jobPollMs: 10_000,
   /** One read from a source: long enough for a disk or NBD to stream, 64 blocks of 32 KiB. */
   ingestReadBytes: 2 * MiB,
   /** Reads of one disk in flight: 4 x 2 MiB of memory a disk. */
   ingestReadsMax: 4,
   /** Extents are asked for in strides, so that a map of a 16 TiB disk is never in memory. */
   extentStrideBytes: 1024 * MiB,
+  /** 200 exports of about 300 bytes are 60 KiB. */
+  exportListBytesMax: 16 * MiB,
   /** A configuration file written into a clone. */
   cloneFileBytesMax: 16 * MiB,
+  /** The same as base64 in JSON, with room for names. */
+  requestBytesMax: 24 * MiB,
 } as const;
 
 export const supervisorLimits = {
@@ -64,6 +70,8 @@ export const formatLimits = {
   pieceBytesMax: 2 * MiB,
   /** Pieces fetched at once for one read: 4 x (2 MiB + its packed form) = 16 MiB. */
   fetchingMax: 4,
+  /** Tables in front of a stream, as QEMU writes them: both copies for 128 GiB are 2 x 8 MiB. */
+  streamHeadBytesMax: 16 * MiB,
   /** A .vmx has some hundred lines; a domain's XML some hundred kilobytes with many devices. */
   configurationBytesMax: 4 * MiB,
   /** Tables of a qcow2 being written: 64 x 64 KiB = 4 MiB, each for 512 MiB of disk. */
@@ -106,6 +114,8 @@ export const nfsLimits = {
   /** Replies that nobody takes: longer than a frozen host that comes back (ESXi gives up at 140 s). */
   stalledOutputTimeoutMs: 180_000,
   sweepIntervalMs: 5_000,
+  /** Closing waits so long for calls in flight, then cuts. */
+  closeTimeoutMs: 5_000,
   keepAliveMs: 30_000,
   /** Verified handles remembered per export: 4,096 x about 150 bytes = 600 KiB. */
   verifiedHandlesMax: 4_096,
@@ -149,8 +159,6 @@ export const recoveryLimits = {
   cleaningAttemptsMax: 10_000,
   /** A restored disk is sparse; a datastore with a tenth of its size free may do, less will not. */
   restoreFreeShare: 0.1,
-  /** A job's news are waited for this long at a time. */
-  jobPollMs: 10_000,
 } as const;
 
 export const backupLimits = {
@@ -220,4 +228,79 @@ export const workflowLimits = {
   timersDueMax: 10_000,
   /** Runs answered by one listing, newest first. */
   runsListedMax: 1_000,
+} as const;
+
+export const libvirtLimits = {
+  /** One virsh call: most take 20 ms; starting a guest on a busy host took 5 s in trials. */
+  callTimeoutMs: 120_000,
+  /** A domain's XML: 30 devices of 1 KiB are usual; libvirt itself refuses above 10 MiB. */
+  xmlBytesMax: 10 * MiB,
+  /** libvirt's schema is 8 levels deep; metadata of others may add some. */
+  xmlDepthMax: 64,
+  /** 8192 x 8192: 192 MiB as pixmap, above what virtual screens offer. */
+  screenPixelsMax: 8192 * 8192,
+  screenBytesMax: 8192 * 8192 * 3 + 64,
+  /** The probe takes 0.15 s in software; a machine with 20 times the load still passes. */
+  kvmProbeMsMax: 5_000,
+  kvmProbeMsMin: 1_000,
+  /** Between two looks at a block job: 5 looks a second cost 1 % of a core. */
+  blockJobPollMs: 200,
+  /** Copying a disk offline: 16 TiB at 100 MiB/s are 47 h; the signal ends it earlier. */
+  offlineCopyMsMax: 7 * 24 * 3600 * 1000,
+  /** Relocation: half of a gigabit line to begin with, yielding down to 2 MiB/s to the guest. */
+  relocateBytesPerSecondStart: 64 * MiB,
+  relocateBytesPerSecondMin: 2 * MiB,
+  relocateBytesPerSecondMax: 1024 * MiB,
+  /** A guest's request that takes longer than this on average makes relocation yield. */
+  guestLatencyMsMax: 30,
+  /** Bandwidth is looked at again after this many polls: once a second. */
+  throttleEveryPolls: 5,
+  /** What a guest gets to shut down before it is switched off. */
+  shutdownGraceMs: 60_000,
+  powerPollMs: 200,
+  /** A guest that has not let go of a disk by then is asked again by a person. */
+  detachMsMax: 15_000,
+  /** A block job, a backup job or a guest that was told to end does so within this. */
+  endingMsMax: 30_000,
+  /** Saved nvram: OVMF's variables are 528 KiB, 4 MiB builds 540 KiB; ARM pads to 64 MiB. */
+  nvramBytesMax: 64 * MiB,
+  /** The check that a datastore answers: an NFS mount and one lookup. */
+  mountTimeoutMs: 20_000,
+} as const;
+
+/** Clones and their write layers (src/datastore). */
+export const datastoreLimits = {
+  /** One file of a clone's log: small enough to clean in a second, 16 files per GiB. */
+  segmentBytes: 64 * MiB,
+  /** 2^31 positions of 1 KiB are 2 TiB of log for each clone: 32,768 segments. */
+  segmentsMax: 32_768,
+  /** One append: 1,024 pages = 4 MiB, four of the largest NFS writes. */
+  batchPagesMax: 1_024,
+  /** Ranges in one append; beyond it the next begins: 32 + 16 x 1,024 = 16 KiB of header. */
+  batchExtentsMax: 1_024,
+  /** Garbage is cleaned when the log is more than twice what lives, and at least this larger. */
+  garbageBytesMin: 256 * MiB,
+  /** Log appended between two checkpoints, at least: 0.1 s of headers to read after a kill. */
+  checkpointEveryBytes: 256 * MiB,
+  /** ... or this many times the last checkpoint, so that checkpoints cost 1/16 of all writes. */
+  checkpointEveryTimes: 16,
+  /** Kept free for tables, journals and clean-up: guests get NOSPC before. One segment. */
+  reserveBytes: 64 * MiB,
+  /** Free space is asked for again after this much was written, or this much time. */
+  spaceCheckBytes: 16 * MiB,
+  spaceCheckMs: 1_000,
+  /** So long after the last unsynced write was synced, the layer is recorded as clean. */
+  quietMs: 200,
+  /** Disks of one clone: 16 bits in a record; hypervisors end at 256. */
+  disksMax: 1_024,
+  /** Files, directories and links of one clone; about 500 bytes of memory each: 32 MiB. */
+  filesMax: 65_536,
+  /** Reads of the base and of the log for one seal or export in flight, 1 MiB each. */
+  sealReadBytes: 1 * MiB,
+  /** The file table is rewritten when its journal is larger, and twice what it holds. */
+  tableJournalBytes: 1 * MiB,
+  /** ext4's own bound (LINK_MAX). */
+  linksMax: 65_000,
+  /** Open plain files kept: one descriptor each. */
+  openFilesMax: 256,
 } as const;
