@@ -304,3 +304,55 @@ export const datastoreLimits = {
   /** Open plain files kept: one descriptor each. */
   openFilesMax: 256,
 } as const;
+
+/** The vault (src/vault). What stands in docs/format.md is a bound of the format itself. */
+export const vaultLimits = {
+  /** A node holds block bytes / 32 ids: 128 at least, or trees get too deep. */
+  blockBytesMin: 4 * KiB,
+  /** The index counts a record's length in 15 bits of 64 bytes: below 2 MiB. */
+  blockBytesMax: 1 * MiB,
+  /** docs/decisions/0001-block-size.md. */
+  blockBytesDefault: 32 * KiB,
+  /** 32,768 packs a TiB; the index can address packs up to 256 MiB. */
+  packBytesDefault: 32 * MiB,
+  packBytesMax: 128 * MiB,
+  /** A pack being filled and two being written: 3 x 32 MiB. */
+  packsWritingMax: 2,
+  /** Open packs: 4,096 x 32 MiB = 128 GiB are read without opening a file. */
+  packReadersMax: 4096,
+  /** Packs whose tables are read at once when the index does not know them. */
+  packTablesReadingMax: 8,
+  /** Slabs of 1 MiB of input, and as much for results, between the writers and the workers. */
+  ingestSlabBytes: 1 * MiB,
+  ingestSlabs: 12,
+  ingestWorkers: 2,
+  /** Workers run at this niceness: guests' reads come first. */
+  ingestNiceness: 10,
+  /** Nodes of one level of a tree being written: 16 x 32 KiB, four levels at most. */
+  treeNodesDirtyMax: 16,
+  /** Neighbouring records are fetched by one read: up to 1 MiB, over gaps of up to 64 KiB. */
+  fetchBytesMax: 1 * MiB,
+  fetchGapBytesMax: 64 * KiB,
+  /** A sequential reader that had to wait for the disk is read ahead by this much. */
+  readAheadBytes: 4 * MiB,
+  /** Even a cache bound to zero keeps the path of some dozen readers. */
+  cacheBlocksMin: 64,
+  /** SavesetFile: configuration and nvram; they are read whole into memory. */
+  fileBytesMax: 64 * MiB,
+  /** Entries waiting for the index file: 262,144 x 20 bytes = 5 MiB, or 8 GiB of new blocks. */
+  indexPendingMax: 262_144,
+  /** Index files besides the base; then one is written anew. */
+  indexRunsMax: 32,
+  /** Blocks re-hashed in one go by verify, before guests get their turn: some 0.3 ms. */
+  verifyBatchBlocks: 8,
+  /** Problems named for each saveset by verify; the rest is counted. */
+  verifyProblemsMax: 100,
+} as const;
+
+export const commandLimits = {
+  /** A server that is restarted or upgraded is back by then; a watcher waits that long. */
+  serverAwayMsMax: 120_000,
+  serverRetryMs: 500,
+  /** Terminals are redrawn at most this often: ten times a second looks alive. */
+  redrawMs: 100,
+} as const;

@@ -2,7 +2,8 @@ import * as fs from 'node:fs/promises';
 import * as path from 'node:path';
 import { RouseError, toRouseError } from '../errors.ts';
 import type { BackupDiskSource } from '../hypervisors/port.ts';
-import type { Extent, ReadableDisk, WritableDisk } from '../lib/disk.ts';
+import type { DiskOutput } from '../formats/disk-output.ts';
+import type { Extent, ReadableDisk } from '../lib/disk.ts';
 import { proxyLimits } from '../limits.ts';
 import type { Saveset, SavesetHeader, SavesetWriter, Vault } from '../vault/api.ts';
 import { type IngestDisk, ingestDisks } from './ingest.ts';
@@ -19,8 +20,14 @@ export interface RunnerParts {
   readonly vault: Vault;
   openFile(path: string, format: string | undefined): Promise<ReadableDisk>;
   openNbd(access: Extract<BackupDiskSource['access'], { via: 'nbd' }>): Promise<NbdDisk>;
-  createTarget(path: string, format: 'raw' | 'qcow2', sizeBytes: number): Promise<WritableDisk>;
-  sealClone(cloneId: string, writer: SavesetWriter, signal: AbortSignal): Promise<Saveset>;
+  createTarget(path: string, format: 'raw' | 'qcow2', sizeBytes: number): Promise<DiskOutput>;
+  sealClone(
+    cloneId: string,
+    writer: SavesetWriter,
+    takenAtMs: number,
+    labels: Readonly<Record<string, string>>,
+    signal: AbortSignal,
+  ): Promise<Saveset>;
   /** The mtree of a clone. */
   mtreeOf(cloneId: string): string;
 }
@@ -89,7 +96,13 @@ async function take(
     case 'import':
       return importFiles(parts, spec, writer, progress);
     case 'seal':
-      return parts.sealClone(spec.cloneId, writer, progress.signal);
+      return parts.sealClone(
+        spec.cloneId,
+        writer,
+        spec.takenAtMs,
+        { [jobLabel]: spec.id },
+        progress.signal,
+      );
   }
 }
 
@@ -206,9 +219,11 @@ async function restore(
         doneBytes += bytes;
         progress.update({ doneBytes, totalBytes });
       });
-      await to.sync();
+      await to.finish();
+    } catch (error) {
+      await to.abandon();
+      throw error;
     } finally {
-      await to.close();
       await from.close();
     }
   }
@@ -217,7 +232,7 @@ async function restore(
 
 async function copyDisk(
   from: ReadableDisk,
-  to: WritableDisk,
+  to: DiskOutput,
   signal: AbortSignal,
   done: (bytes: number) => void,
 ): Promise<void> {

@@ -1,0 +1,245 @@
+import { RouseError } from '../errors.ts';
+import type { BackupRow, Backups as BackupRows } from '../catalog/backups.ts';
+import type { Clock } from '../lib/clock.ts';
+import { changesOf } from '../lib/changes.ts';
+import type { Random } from '../lib/random.ts';
+import { pick } from '../lib/text.ts';
+import type { JobView } from '../proxy/port.ts';
+import type { Saveset } from '../vault/api.ts';
+import type { Engine, RunView } from '../workflows/api.ts';
+import type { BackupInput } from './taking.ts';
+import type { Backup, BackupFilter, BackupRequest, BackupService } from './schema.ts';
+
+/** What the service needs of the rest of the server. */
+export interface BackupDesk {
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly engine: Engine;
+  readonly rows: BackupRows;
+  readonly scratchDirectory: string;
+  /** The machine a request means, with the hypervisor that has it. */
+  findMachine(
+    reference: string,
+    hypervisor: string | undefined,
+  ): Promise<{ readonly id: string; readonly name: string; readonly hypervisorId: string }>;
+  hypervisorName(id: string): Promise<string>;
+  /** Savesets of a machine, newest first. */
+  savesetsOf(machineId: string): Promise<readonly Saveset[]>;
+  mtree(reference: string | undefined): Promise<string>;
+  tell(subject: string, level: 'info' | 'warning' | 'error', message: string): Promise<void>;
+}
+
+export class Backups implements BackupService {
+  readonly #desk: BackupDesk;
+  /** The last news of each running job: what the journal need not keep. */
+  readonly #jobs = new Map<string, { readonly view: JobView; readonly atMs: number }>();
+  #wakes: (() => void)[] = [];
+
+  constructor(desk: BackupDesk) {
+    this.#desk = desk;
+  }
+
+  async start(request: BackupRequest): Promise<Backup> {
+    const backupId = this.#desk.random.id();
+    const input =
+      request.kind === 'machine'
+        ? await this.#ofMachine(backupId, request)
+        : await this.#ofFiles(backupId, request);
+    await this.#refuseSecond(input);
+    await this.#desk.rows.insert({
+      id: backupId,
+      machineId: input.machine.id,
+      machineName: input.machine.name,
+      kind: 'full',
+      startedMs: this.#desk.clock.now(),
+    });
+    await this.#desk.engine.submit('backup.run', `backup/${input.machine.id}`, input, backupId);
+    return this.get(backupId);
+  }
+
+  async #ofMachine(
+    backupId: string,
+    request: Extract<BackupRequest, { kind: 'machine' }>,
+  ): Promise<BackupInput> {
+    const found = await this.#desk.findMachine(request.machine, request.hypervisor);
+    const savesets = request.full ? [] : await this.#desk.savesetsOf(found.id);
+    const base = savesets.find(({ kind, labels }) => kind !== 'sealed' && hasLabels(labels));
+    return {
+      backupId,
+      machine: { id: found.id, name: found.name },
+      mtree: await this.#desk.mtree(request.mtree),
+      from: {
+        kind: 'machine',
+        hypervisorId: found.hypervisorId,
+        scratchDirectory: this.#desk.scratchDirectory,
+        base: base === undefined ? null : { savesetId: base.id, labels: base.labels },
+      },
+    };
+  }
+
+  async #ofFiles(
+    backupId: string,
+    request: Extract<BackupRequest, { kind: 'files' }>,
+  ): Promise<BackupInput> {
+    const { files } = request;
+    return {
+      backupId,
+      machine: { id: `files-${files.name}`, name: files.name },
+      mtree: await this.#desk.mtree(request.mtree),
+      from: {
+        kind: 'files',
+        disks: files.disks.map((disk, index) => ({
+          name: disk.name ?? defaultDiskName(index),
+          path: disk.path,
+          ...(disk.format === undefined ? {} : { format: disk.format }),
+        })),
+        configuration: files.configuration ?? null,
+        nvram: files.nvram ?? null,
+      },
+    };
+  }
+
+  async #refuseSecond(input: BackupInput): Promise<void> {
+    const running = await this.#desk.rows.list({ state: 'running' });
+    const same = running.find(({ machineId }) => machineId === input.machine.id);
+    if (same === undefined) return;
+    throw new RouseError('busy', `a backup of ${input.machine.name} runs already: ${same.id}`, {
+      advice: `Watch it with: rouse backups; or end it with: rouse cancel ${same.id}`,
+    });
+  }
+
+  async list(filter: BackupFilter): Promise<readonly Backup[]> {
+    const rows = await this.#desk.rows.list(
+      filter.state === undefined ? {} : { state: filter.state },
+    );
+    const { machine } = filter;
+    const wanted = rows.filter(
+      (row) => machine === undefined || row.machineId === machine || row.machineName === machine,
+    );
+    return Promise.all(wanted.map((row) => this.#view(row)));
+  }
+
+  async get(reference: string): Promise<Backup> {
+    return this.#view(await this.#row(reference));
+  }
+
+  async #row(reference: string): Promise<BackupRow> {
+    const rows = await this.#desk.rows.list({});
+    const ofMachine = rows.find(({ machineName }) => machineName === reference);
+    if (ofMachine !== undefined) return ofMachine;
+    return pick(
+      'backup',
+      reference,
+      rows.map((row) => ({ ...row, name: row.machineName })),
+      'rouse backups',
+    );
+  }
+
+  async #view(row: BackupRow): Promise<Backup> {
+    const run = await this.#desk.engine.run(row.id);
+    const input = run?.input as BackupInput | undefined;
+    const job = this.#jobs.get(row.id)?.view;
+    const progress = run?.steps.find(({ name }) => name === 'Read')?.progress;
+    const doneBytes = job?.doneBytes ?? progress?.done ?? 0;
+    const totalBytes = job?.totalBytes ?? progress?.total ?? 0;
+    const seconds = job === undefined ? 0 : (this.#desk.clock.now() - job.startedMs) / 1000;
+    const rate = seconds > 0 && job?.state === 'running' ? doneBytes / seconds : 0;
+    const from = input?.from;
+    return {
+      id: row.id,
+      machine: { id: row.machineId, name: row.machineName },
+      hypervisor:
+        from?.kind === 'machine' ? await this.#desk.hypervisorName(from.hypervisorId) : null,
+      mtree: input?.mtree ?? '',
+      state: row.state,
+      kind: row.kind,
+      fullBecause: row.fullBecause,
+      consistency: row.consistency,
+      doneBytes,
+      totalBytes,
+      newBytes: row.cost?.newBytes ?? job?.newBytes ?? 0,
+      knownBytes: row.cost?.knownBytes ?? job?.knownBytes ?? 0,
+      bytesPerSecond: Math.round(rate),
+      etaMs: rate > 0 ? Math.round(((totalBytes - doneBytes) / rate) * 1000) : null,
+      savesetId: row.savesetId,
+      startedMs: row.startedMs,
+      endedMs: row.endedMs,
+      warnings: row.warnings,
+      error: row.error,
+    };
+  }
+
+  async cancel(reference: string): Promise<Backup> {
+    const row = await this.#row(reference);
+    if (row.state !== 'running') {
+      throw new RouseError('wrong-state', `backup ${row.id} is ${row.state} already`, {
+        advice: 'There is nothing left to cancel.',
+      });
+    }
+    await this.#desk.engine.cancel(row.id);
+    await this.#desk.engine.finished(row.id);
+    return this.get(row.id);
+  }
+
+  async *watch(reference: string, signal: AbortSignal): AsyncIterable<Backup> {
+    const { id } = await this.#row(reference);
+    const changes = changesOf(signal, (wake) => {
+      const stop = this.#desk.engine.onChange((run) => {
+        if (run.id === id) wake();
+      });
+      this.#wakes.push(wake);
+      return () => {
+        stop();
+        this.#wakes = this.#wakes.filter((other) => other !== wake);
+      };
+    });
+    for await (const _ of changes) {
+      const view = await this.get(id);
+      yield view;
+      if (view.state !== 'running') return;
+    }
+  }
+
+  /** News of a job, from the workflow. */
+  progress(backupId: string, view: JobView): void {
+    this.#jobs.set(backupId, { view, atMs: this.#desk.clock.now() });
+  }
+
+  /** What follows when a backup's run has ended; repeatable. */
+  async settled(run: RunView, input: BackupInput): Promise<void> {
+    const id = input.backupId;
+    const read = run.steps.find(({ name }) => name === 'Read')?.result as
+      | { savesetId: string; cost: BackupRow['cost'] }
+      | undefined;
+    const finish = run.steps.find(({ name }) => name === 'Finish')?.result as
+      | { warning?: string }
+      | undefined;
+    const state = run.state === 'done' ? 'done' : run.state === 'cancelled' ? 'cancelled' : 'failed';
+    const stored = state === 'done' && read !== undefined;
+    await this.#desk.rows.update(id, {
+      state,
+      endedMs: run.endedMs ?? this.#desk.clock.now(),
+      error: state === 'done' ? null : (run.error ?? null),
+      ...(stored ? { savesetId: read.savesetId, cost: read.cost } : {}),
+      ...(finish?.warning === undefined ? {} : { warnings: [finish.warning] }),
+    });
+    this.#jobs.delete(id);
+    for (const wake of this.#wakes) wake();
+    const name = input.machine.name;
+    if (stored) await this.#desk.tell(id, 'info', `${name} is backed up: saveset ${read.savesetId}`);
+    else if (state === 'cancelled') await this.#desk.tell(id, 'warning', `${name}: cancelled`);
+    else await this.#desk.tell(id, 'error', `${name}: ${run.error?.message ?? 'failed'}`);
+  }
+}
+
+/** Labels beyond our own mean that the hypervisor can go on from there. */
+function hasLabels(labels: Readonly<Record<string, string>>): boolean {
+  return Object.keys(labels).some((label) => !label.startsWith('rouse.'));
+}
+
+/** vda, vdb, … as libvirt counts: files have no name of their own in a machine. */
+function defaultDiskName(index: number): string {
+  const letter = String.fromCharCode('a'.charCodeAt(0) + (index % 26));
+  const prefix = index < 26 ? '' : String.fromCharCode('a'.charCodeAt(0) + Math.floor(index / 26) - 1);
+  return `vd${prefix}${letter}`;
+}

@@ -1,0 +1,182 @@
+import { RouseError } from '../errors.ts';
+import type { BackupSource, Hypervisor } from '../hypervisors/port.ts';
+import type { Clock } from '../lib/clock.ts';
+import type { JobSpec, JobView, Proxy } from '../proxy/port.ts';
+import { runJob } from '../proxy/jobs-client.ts';
+import type { Saveset } from '../vault/api.ts';
+import type { Json, RunView, StepContext, Workflow } from '../workflows/api.ts';
+
+/**
+ * A backup as a durable workflow. *Begin* freezes a point in time at the hypervisor, *Read* has the
+ * proxy take it in, *Finish* gives the hypervisor its resources back. A killed server goes on with
+ * the same point in time; a killed proxy reads it again and stores only what it had not stored.
+ */
+export type BackupInput = {
+  readonly backupId: string;
+  readonly machine: { readonly id: string; readonly name: string };
+  readonly mtree: string;
+  readonly from:
+    | {
+        readonly kind: 'machine';
+        readonly hypervisorId: string;
+        readonly scratchDirectory: string;
+        /** The saveset to go on from, with the labels its backup left; null: read everything. */
+        readonly base: {
+          readonly savesetId: string;
+          readonly labels: { readonly [key: string]: string };
+        } | null;
+      }
+    | {
+        readonly kind: 'files';
+        readonly disks: readonly {
+          readonly name: string;
+          readonly path: string;
+          readonly format?: string;
+        }[];
+        readonly configuration: string | null;
+        readonly nvram: string | null;
+      };
+};
+
+/** What the steps act on. */
+export interface BackupWorld {
+  readonly clock: Clock;
+  proxy(): Proxy;
+  hypervisor(id: string): Promise<Hypervisor>;
+  /** Configuration and nvram between Begin and Read: too large for the journal. */
+  keepFiles(backupId: string, files: BackupSource['files']): Promise<void>;
+  keptFiles(backupId: string): Promise<BackupSource['files']>;
+  dropFiles(backupId: string): Promise<void>;
+  savesetStored(saveset: Saveset): Promise<void>;
+  begun(backupId: string, source: BackupSource): Promise<void>;
+  progress(backupId: string, view: JobView): void;
+  settled(run: RunView, input: BackupInput): Promise<void>;
+}
+
+type Context = StepContext<BackupInput>;
+
+export function backupWorkflow(world: BackupWorld): Workflow<BackupInput> {
+  return {
+    kind: 'backup.run',
+    steps: [
+      {
+        number: 1,
+        name: 'Begin',
+        run: (context) => begin(world, context),
+        undo: (context) => end(world, context, 'failed'),
+      },
+      {
+        number: 2,
+        name: 'Read',
+        attemptsMax: 3,
+        run: (context) => read(world, context),
+        undo: (context) => stopReading(world, context),
+      },
+      { number: 3, name: 'Finish', run: (context) => finish(world, context) },
+    ],
+    settled: (run, input) => world.settled(run, input),
+  };
+}
+
+async function begin(world: BackupWorld, { input }: Context): Promise<Json> {
+  const { from } = input;
+  const takenAtMs = world.clock.now();
+  if (from.kind === 'files') return { detail: `${from.disks.length} files`, takenAtMs };
+  const hypervisor = await world.hypervisor(from.hypervisorId);
+  const source = await hypervisor.beginBackup({
+    machineId: input.machine.id,
+    token: input.backupId,
+    scratchDirectory: from.scratchDirectory,
+    ...(from.base === null ? {} : { since: from.base.labels }),
+  });
+  await world.keepFiles(input.backupId, source.files);
+  await world.begun(input.backupId, source);
+  const lean = { ...source, files: [] };
+  return {
+    detail: `${source.kind}, ${source.disks.length} disks, ${source.consistency}-consistent`,
+    takenAtMs,
+    source: JSON.stringify(lean),
+  };
+}
+
+async function end(
+  world: BackupWorld,
+  { input }: Context,
+  outcome: 'stored' | 'failed',
+): Promise<void> {
+  const { from } = input;
+  if (from.kind === 'files') return;
+  const hypervisor = await world.hypervisor(from.hypervisorId);
+  await hypervisor.endBackup(input.machine.id, input.backupId, outcome);
+  await world.dropFiles(input.backupId);
+}
+
+async function read(world: BackupWorld, context: Context): Promise<Json> {
+  const { input } = context;
+  const begun = context.result('Begin') as { takenAtMs: number; source?: string };
+  const view = await runJob(
+    world.proxy(),
+    await jobSpec(world, input, begun),
+    context.signal,
+    (job) => {
+      world.progress(input.backupId, job);
+      context.progress({ done: job.doneBytes, total: job.totalBytes, unit: 'bytes' });
+    },
+  );
+  if (view.result?.kind !== 'saveset') throw new RouseError('internal', 'no saveset was made');
+  const { saveset } = view.result;
+  await world.savesetStored(saveset);
+  return { detail: `saveset ${saveset.id}`, savesetId: saveset.id, cost: { ...saveset.cost } };
+}
+
+async function jobSpec(
+  world: BackupWorld,
+  input: BackupInput,
+  begun: { takenAtMs: number; source?: string },
+): Promise<JobSpec> {
+  const common = {
+    id: input.backupId,
+    mtree: input.mtree,
+    machine: input.machine,
+    takenAtMs: begun.takenAtMs,
+  };
+  const { from } = input;
+  if (from.kind === 'files') {
+    return {
+      kind: 'import',
+      ...common,
+      disks: from.disks,
+      ...(from.configuration === null ? {} : { configuration: from.configuration }),
+      ...(from.nvram === null ? {} : { nvram: from.nvram }),
+    };
+  }
+  // Written by `begin` of the same release's journal.
+  const source = JSON.parse(begun.source ?? '{}') as BackupSource;
+  const files = await world.keptFiles(input.backupId);
+  return {
+    kind: 'backup',
+    ...common,
+    source: { ...source, files },
+    ...(from.base === null ? {} : { baseSavesetId: from.base.savesetId }),
+  };
+}
+
+async function stopReading(world: BackupWorld, { input }: Context): Promise<void> {
+  try {
+    await world.proxy().cancelJob(input.backupId);
+  } catch (error) {
+    // A proxy that knows no such job has nothing to stop.
+    if (!(error instanceof RouseError) || error.code !== 'not-found') throw error;
+  }
+}
+
+/** The saveset is stored: trouble with giving resources back is a warning, not a failed backup. */
+async function finish(world: BackupWorld, context: Context): Promise<Json> {
+  try {
+    await end(world, context, 'stored');
+    return { detail: 'nothing is left at the hypervisor' };
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    return { detail: `the hypervisor could not finish: ${message}`, warning: message };
+  }
+}

@@ -1,0 +1,139 @@
+import { RouseError } from '../errors.ts';
+import type { Clock } from '../lib/clock.ts';
+import { recoveryLimits } from '../limits.ts';
+import type { ExportView } from '../proxy/port.ts';
+import type { Step, StepContext } from '../workflows/api.ts';
+import { cloneIdOf, datastoreNameOf, type ReachableProxy, type RecoveryInput } from './plan.ts';
+import type { RecoveryWorld } from './world.ts';
+
+/**
+ * Step 13, in the only safe order: the machine lets go of the datastore, the host unmounts it, the
+ * host is silent, the export goes, the clone goes. In doubt the export stays: a host that loses a
+ * datastore it uses is worse off than one that keeps one too many.
+ */
+export type CloseInput = {
+  readonly recovery: RecoveryInput;
+  readonly reason: 'relocated' | 'cancelled' | 'lease' | 'restored';
+  readonly hostId: string | null;
+  /** True: the clone with its writes stays, to be resumed or sealed later. */
+  readonly keepWrites: boolean;
+};
+
+type Context = StepContext<CloseInput>;
+
+export function cleaningSteps(world: RecoveryWorld): Step<CloseInput>[] {
+  const step = (name: string, run: (context: Context) => Promise<string>): Step<CloseInput> => ({
+    number: 13,
+    name,
+    attemptsMax: recoveryLimits.cleaningAttemptsMax,
+    run: async (context) => ({ detail: await run(context) }),
+  });
+  return [
+    step('Let go of the machine', (context) => letGo(world, context)),
+    step('Unmount the datastore', (context) => unmount(world, context)),
+    step('Drop the export', (context) => dropExport(world, context)),
+    step('Drop the clone', (context) => dropClone(world, context)),
+  ];
+}
+
+/** A relocated machine is production and is never touched again. */
+async function letGo(world: RecoveryWorld, { input }: Context): Promise<string> {
+  const { recovery, reason } = input;
+  if (recovery.hypervisorId === null || recovery.mode !== 'instant') return 'there is none';
+  const hypervisor = await world.hypervisor(recovery.hypervisorId);
+  const users = await hypervisor.datastoreUsers(datastoreNameOf(recovery));
+  if (reason === 'relocated') {
+    if (users.length === 0) return 'it is production now and stays';
+    throw new RouseError('busy', `${users.join(', ')} still has disks on the datastore`, {
+      advice: 'Relocate what is left of it; clean-up goes on by itself.',
+    });
+  }
+  const machine = await hypervisor.findMarked(recovery.recoveryId);
+  if (machine === undefined) return 'it is gone already';
+  await hypervisor.powerOff(machine, 'off');
+  await hypervisor.unregister(machine);
+  return `${recovery.name} is unregistered`;
+}
+
+async function unmount(world: RecoveryWorld, { input }: Context): Promise<string> {
+  const { recovery, hostId } = input;
+  if (recovery.hypervisorId === null || recovery.mode !== 'instant') return 'there is none';
+  if (hostId === null) return 'it was never mounted';
+  const hypervisor = await world.hypervisor(recovery.hypervisorId);
+  const name = datastoreNameOf(recovery);
+  const users = await hypervisor.datastoreUsers(name);
+  if (users.length > 0) {
+    throw new RouseError('busy', `${users.join(', ')} still uses datastore ${name}`, {
+      advice: `Detach its disks from ${name}; clean-up goes on by itself.`,
+    });
+  }
+  await hypervisor.unmountDatastore(hostId, name);
+  return `${name} is unmounted`;
+}
+
+async function dropExport(world: RecoveryWorld, context: Context): Promise<string> {
+  const [proxy] = world.proxies();
+  if (proxy === undefined) throw new RouseError('proxy-unreachable', 'no proxy is known');
+  const { recovery, reason } = context.input;
+  const path = await removeExport(proxy, cloneIdOf(recovery, proxy.name), {
+    clock: world.clock,
+    signal: context.signal,
+    mustBeSilent: recovery.mode !== 'publish' || reason === 'lease',
+  });
+  return path === undefined ? 'there is none' : `${path} is gone`;
+}
+
+async function dropClone(world: RecoveryWorld, { input }: Context): Promise<string> {
+  if (input.keepWrites) return 'kept with what was written';
+  const [proxy] = world.proxies();
+  if (proxy === undefined) throw new RouseError('proxy-unreachable', 'no proxy is known');
+  await proxy.calls.deleteClone(cloneIdOf(input.recovery, proxy.name));
+  return 'the clone is deleted';
+}
+
+export interface RemovalOptions {
+  readonly clock: Clock;
+  readonly signal: AbortSignal;
+  /** Wait until no client uses it, and fail rather than cut one off. */
+  readonly mustBeSilent: boolean;
+}
+
+/** Removes the clone's export once its host is silent; answers its path, if there was one. */
+export async function removeExport(
+  proxy: ReachableProxy,
+  cloneId: string,
+  options: RemovalOptions,
+): Promise<string | undefined> {
+  const exported = await findExport(proxy, cloneId);
+  if (exported === undefined) return undefined;
+  if (options.mustBeSilent) await waitForSilence(proxy, cloneId, options);
+  await proxy.calls.deleteExport(exported.path);
+  return exported.path;
+}
+
+async function findExport(proxy: ReachableProxy, cloneId: string): Promise<ExportView | undefined> {
+  const all = await proxy.calls.exports();
+  return all.find((entry) => entry.cloneId === cloneId);
+}
+
+/** Silent: no connection that used it is open, or no call came for long enough. */
+async function waitForSilence(
+  proxy: ReachableProxy,
+  cloneId: string,
+  { clock, signal }: RemovalOptions,
+): Promise<void> {
+  const deadline = clock.monotonic() + recoveryLimits.silenceWaitMsMax;
+  for (;;) {
+    const exported = await findExport(proxy, cloneId);
+    if (exported === undefined || exported.connected.length === 0) return;
+    const quietMs = clock.now() - (exported.lastUsedMs ?? 0);
+    if (quietMs >= recoveryLimits.silenceMs) return;
+    if (clock.monotonic() >= deadline) {
+      const who = exported.connected.join(', ');
+      throw new RouseError('busy', `${who} still uses the export ${exported.path}`, {
+        advice: 'Unmount it there; clean-up goes on by itself.',
+      });
+    }
+    await clock.sleep(recoveryLimits.silencePollMs, signal);
+  }
+}

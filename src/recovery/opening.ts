@@ -1,0 +1,368 @@
+import { posix } from 'node:path';
+import { RouseError } from '../errors.ts';
+import type { ConfigureSpec, Host, Hypervisor, Inventory } from '../hypervisors/port.ts';
+import type { CloneView, ExportView } from '../proxy/port.ts';
+import type { Saveset } from '../vault/api.ts';
+import type { Json, StepContext } from '../workflows/api.ts';
+import { removeExport } from './cleaning.ts';
+import {
+  type ChosenHost,
+  cloneIdOf,
+  datastoreNameOf,
+  datastoreSpec,
+  folderOf,
+  type ReachableProxy,
+  type RecoveryInput,
+} from './plan.ts';
+import { restoreDisks, type RestoredDisk, undoRestore } from './restoring.ts';
+import type { RecoveryWorld } from './world.ts';
+
+type Context = StepContext<RecoveryInput>;
+
+/** What a step leaves in the journal: `detail` is the line that people read. */
+type Outcome = { readonly detail: string; readonly skipped?: boolean } & {
+  readonly [key: string]: Json;
+};
+
+const skipped = (detail: string): Outcome => ({ detail, skipped: true });
+
+/** Steps 1 to 11, in the order of instant-access.ts. */
+export class OpeningSteps {
+  readonly #world: RecoveryWorld;
+
+  constructor(world: RecoveryWorld) {
+    this.#world = world;
+  }
+
+  /** 1. The device that holds the saveset, and how to reach it. */
+  async findDevice({ input }: Context): Promise<Outcome> {
+    const device = await this.#world.device(input.savesetId);
+    return { detail: `${device.name} at ${device.address}`, device: device.name };
+  }
+
+  /** 2. The proxy that serves; with several, placement scores them. */
+  async chooseProxy({ input }: Context): Promise<Outcome> {
+    const proxy = this.#proxy();
+    await this.#world.recoveries.update(input.recoveryId, {
+      cloneId: cloneIdOf(input, proxy.name),
+    });
+    return { detail: `${proxy.name}: it reaches the vault and every host`, proxy: proxy.name };
+  }
+
+  #proxy(): ReachableProxy {
+    const [proxy] = this.#world.proxies();
+    if (proxy === undefined) throw new RouseError('proxy-unreachable', 'no proxy is known');
+    return proxy;
+  }
+
+  /** 3. The host and every address of it, both families. */
+  async chooseHost({ input }: Context): Promise<Outcome> {
+    if (input.mode === 'publish') {
+      return { detail: `for ${input.clients.join(', ')}`, addresses: [...input.clients] };
+    }
+    const hypervisor = await this.#hypervisor(input);
+    const inventory = await hypervisor.inventory();
+    const { host, why } = chooseHost(inventory, input.host);
+    refuseTakenName(inventory, input, await hypervisor.findMarked(input.recoveryId));
+    await this.#world.recoveries.update(input.recoveryId, {
+      host: host.name,
+      clients: host.addresses,
+    });
+    return {
+      detail: `${host.name} (${why}), ${host.addresses.length} addresses`,
+      id: host.id,
+      name: host.name,
+      addresses: [...host.addresses],
+    };
+  }
+
+  #hypervisor(input: RecoveryInput): Promise<Hypervisor> {
+    if (input.hypervisorId === null) {
+      throw new RouseError('bad-request', 'no hypervisor is known for this machine', {
+        advice: 'Add one: rouse hypervisor add NAME URI',
+      });
+    }
+    return this.#world.hypervisor(input.hypervisorId);
+  }
+
+  /** 4. The work is the proxy's from here: it must answer. */
+  async handOver(): Promise<Outcome> {
+    const proxy = this.#proxy();
+    const status = await proxy.calls.status();
+    return { detail: `${status.name}, process ${status.pid}` };
+  }
+
+  /** 5. The proxy asks the vault for the saveset. */
+  async askForCopy({ input }: Context): Promise<Outcome> {
+    const saveset = await this.#proxy().calls.saveset(input.savesetId);
+    const sizeBytes = saveset.disks.reduce((sum, disk) => sum + disk.root.sizeBytes, 0);
+    return { detail: `${saveset.disks.length} disks, ${sizeBytes} bytes`, sizeBytes };
+  }
+
+  /** 6. The clone, in constant time. */
+  async clone({ input }: Context): Promise<Outcome> {
+    if (input.mode === 'new') return skipped('the disks are written out instead');
+    const proxy = this.#proxy();
+    const clone = await proxy.calls.createClone({
+      cloneId: cloneIdOf(input, proxy.name),
+      mtree: input.mtree,
+      savesetId: input.savesetId,
+      folder: folderOf(input.name),
+    });
+    return {
+      detail: clone.path,
+      cloneId: clone.cloneId,
+      path: clone.path,
+      folder: clone.folder,
+      disks: clone.disks.map((disk) => ({ ...disk })),
+    };
+  }
+
+  async dropClone({ input }: Context): Promise<void> {
+    if (input.resumed) return;
+    const proxy = this.#proxy();
+    await proxy.calls.deleteClone(cloneIdOf(input, proxy.name));
+  }
+
+  /** 7. Exported under the clone's name, to the addresses of step 3 and to nobody else. */
+  async share(context: Context): Promise<Outcome> {
+    const { input } = context;
+    if (input.mode === 'new') return skipped('nothing is exported');
+    const proxy = this.#proxy();
+    const exported = await proxy.calls.createExport({
+      cloneId: cloneIdOf(input, proxy.name),
+      clients: chosenHost(context).addresses,
+    });
+    await this.#world.recoveries.update(input.recoveryId, { exportPath: exported.path });
+    return {
+      detail: `${proxy.address}:${exported.path} for ${exported.clients.length} addresses`,
+      path: exported.path,
+      address: proxy.address,
+      nfsPort: exported.nfsPort,
+      mountPort: exported.mountPort,
+    };
+  }
+
+  async dropShare(context: Context): Promise<void> {
+    await removeExport(this.#proxy(), cloneIdOf(context.input, this.#proxy().name), {
+      clock: this.#world.clock,
+      signal: context.signal,
+      mustBeSilent: context.input.mode !== 'publish',
+    });
+  }
+
+  /** 8. The host mounts it as a datastore; a full restore writes to a datastore that is there. */
+  async mount(context: Context): Promise<Outcome> {
+    const { input } = context;
+    if (input.mode === 'publish') return skipped('the clients mount it themselves');
+    const hypervisor = await this.#hypervisor(input);
+    if (input.mode === 'new') {
+      const disks = await restoreDisks(hypervisor, this.#proxy(), context);
+      const place = disks.map(({ target }) => target.path).join(', ');
+      return { detail: `written to ${place}`, disks: disks as unknown as Json };
+    }
+    const spec = datastoreSpec(input, sharedExport(context), this.#proxy().address);
+    const host = chosenHost(context);
+    await hypervisor.mountDatastore(host.id, spec);
+    await this.#world.recoveries.update(input.recoveryId, { datastoreName: spec.name });
+    return { detail: `${spec.name} on ${host.name}`, name: spec.name };
+  }
+
+  async unmount(context: Context): Promise<void> {
+    const { input } = context;
+    if (input.mode === 'publish') return;
+    const hypervisor = await this.#hypervisor(input);
+    if (input.mode === 'new') return undoRestore(hypervisor, this.#proxy(), context);
+    await hypervisor.unmountDatastore(chosenHost(context).id, datastoreNameOf(input));
+  }
+
+  /** 9. The machine's configuration is rewritten for its new place and registered. */
+  async configure(context: Context): Promise<Outcome> {
+    const { input } = context;
+    if (input.mode === 'publish') return skipped('no machine is registered');
+    const hypervisor = await this.#hypervisor(input);
+    const proxy = this.#proxy();
+    const saveset = await proxy.calls.saveset(input.savesetId);
+    const spec = await configureSpec(context, proxy, saveset);
+    const configured = hypervisor.configure(spec);
+    if (input.mode === 'instant') {
+      const path = posix.join(spec.folder, configured.fileName);
+      await proxy.calls.writeCloneFile(
+        cloneIdOf(input, proxy.name),
+        path,
+        Buffer.from(configured.text),
+      );
+    }
+    const machineId = await hypervisor.register({
+      hostId: chosenHost(context).id,
+      name: input.name,
+      datastore: spec.datastore,
+      folder: spec.folder,
+      configured,
+      mark: input.recoveryId,
+    });
+    await this.#world.recoveries.update(input.recoveryId, { hypervisorMachineId: machineId });
+    return {
+      detail: `${input.name}: ${configured.changes.join('; ')}`,
+      machineId,
+      changes: [...configured.changes],
+    };
+  }
+
+  async unregister(context: Context): Promise<void> {
+    const { input } = context;
+    if (input.mode === 'publish') return;
+    const hypervisor = await this.#hypervisor(input);
+    const machine = await ourMachine(hypervisor, input);
+    if (machine !== undefined) await hypervisor.unregister(machine);
+  }
+
+  /** 10. Power on, if asked. */
+  async powerOn(context: Context): Promise<Outcome> {
+    const { input } = context;
+    if (input.mode === 'publish' || !input.powerOn) return skipped('not asked for');
+    const hypervisor = await this.#hypervisor(input);
+    await hypervisor.powerOn(registeredMachine(context));
+    return { detail: `${input.name} runs` };
+  }
+
+  async powerOff(context: Context): Promise<void> {
+    const { input } = context;
+    if (input.mode === 'publish') return;
+    const hypervisor = await this.#hypervisor(input);
+    const machine = await ourMachine(hypervisor, input);
+    if (machine !== undefined) await hypervisor.powerOff(machine, 'off');
+  }
+
+  /** 11. Available: the time it took, and the lease begins. */
+  async available({ input }: Context): Promise<Outcome> {
+    const now = this.#world.clock.now();
+    const tookMs = now - input.createdMs;
+    const row = await this.#world.recoveries.get(input.recoveryId);
+    await this.#world.recoveries.update(input.recoveryId, {
+      availableMs: row.availableMs ?? now,
+      timeToAvailableMs: row.timeToAvailableMs ?? tookMs,
+    });
+    return { detail: `after ${(tookMs / 1000).toFixed(2)} s` };
+  }
+}
+
+/** The host asked for, or the first that is connected. Throws with every candidate's reason. */
+export function chooseHost(
+  inventory: Inventory,
+  wanted: string | null,
+): { host: Host; why: string } {
+  if (wanted !== null) {
+    const host = inventory.hosts.find(({ id, name }) => id === wanted || name === wanted);
+    const known = inventory.hosts.map(({ name }) => name).join(', ');
+    if (host === undefined) {
+      throw new RouseError('not-found', `there is no host ${wanted}`, {
+        advice: `Hosts are: ${known}.`,
+      });
+    }
+    if (host.state !== 'connected') {
+      throw new RouseError('host-unreachable', `host ${host.name} is ${host.state}`, {
+        advice: `Bring it back, or choose another one of: ${known}.`,
+      });
+    }
+    return { host, why: 'asked for' };
+  }
+  const host = inventory.hosts.find(({ state }) => state === 'connected');
+  if (host !== undefined) return { host, why: 'connected' };
+  const states = inventory.hosts.map(({ name, state }) => `${name} is ${state}`).join(', ');
+  throw new RouseError(
+    'host-unreachable',
+    `no host can take the machine: ${states || 'none known'}`,
+  );
+}
+
+/** A name or a kept identity that somebody else has is refused before anything is made. */
+export function refuseTakenName(
+  inventory: Inventory,
+  input: Pick<RecoveryInput, 'name'>,
+  ours: string | undefined,
+): void {
+  const other = inventory.machines.find(({ name }) => name === input.name);
+  if (other === undefined || other.id === ours) return;
+  throw new RouseError('already-exists', `a machine named ${input.name} exists (${other.uuid})`, {
+    advice: `Choose another name: --name ${input.name}-recovered`,
+  });
+}
+
+function chosenHost(context: Context): ChosenHost {
+  return resultOf<ChosenHost>(context, 'Host');
+}
+
+function sharedExport(context: Context): ExportView {
+  return resultOf<ExportView>(context, 'Export');
+}
+
+function registeredMachine(context: Context): string {
+  return resultOf<{ machineId: string }>(context, 'Configure').machineId;
+}
+
+/** The journal holds what the named step answered, in the shape that step wrote. */
+function resultOf<T>(context: Context, step: string): T {
+  const result = context.result(step);
+  if (result === undefined) throw new RouseError('internal', `step ${step} has left no result`);
+  return result as T;
+}
+
+/** The machine that this recovery registered, found by its mark; undefined when there is none. */
+async function ourMachine(
+  hypervisor: Hypervisor,
+  input: RecoveryInput,
+): Promise<string | undefined> {
+  return hypervisor.findMarked(input.recoveryId);
+}
+
+async function configureSpec(
+  context: Context,
+  proxy: ReachableProxy,
+  saveset: Saveset,
+): Promise<ConfigureSpec> {
+  const { input } = context;
+  const stored = ['domain.xml', 'machine.vmx'].find((name) =>
+    saveset.files.some((file) => file.name === name),
+  );
+  const configuration =
+    stored === undefined
+      ? undefined
+      : (await proxy.calls.readSavesetFile(input.savesetId, stored)).toString('utf8');
+  const shared = input.mode === 'instant' ? sharedExport(context) : undefined;
+  const hasNvram = saveset.files.some((file) => file.name === 'nvram');
+  return {
+    configuration,
+    name: input.name,
+    datastore: datastoreSpec(
+      input,
+      shared ?? { path: '/', nfsPort: 0, mountPort: 0 },
+      proxy.address,
+    ),
+    folder: folderOf(input.name),
+    disks: input.mode === 'new' ? restoredDisks(context) : clonedDisks(context),
+    identity: input.identity,
+    connectNetworks: input.connectNetworks,
+    mark: input.recoveryId,
+    ...(hasNvram ? { nvram: 'nvram' } : {}),
+  };
+}
+
+function clonedDisks(context: Context): ConfigureSpec['disks'] {
+  const clone = resultOf<CloneView>(context, 'Clone');
+  return clone.disks.map(({ name, path, sizeBytes }) => ({
+    name,
+    file: posix.basename(path),
+    sizeBytes,
+  }));
+}
+
+function restoredDisks(context: Context): ConfigureSpec['disks'] {
+  const { disks } = resultOf<{ disks: RestoredDisk[] }>(context, 'Datastore');
+  return disks.map(({ name, target }) => ({
+    name,
+    file: posix.basename(target.path),
+    sizeBytes: target.sizeBytes,
+    local: { path: target.path, format: target.format },
+  }));
+}

@@ -1,0 +1,86 @@
+import type { DatastoreSpec } from '../hypervisors/port.ts';
+import type { Proxy } from '../proxy/port.ts';
+
+/**
+ * What was decided when a recovery was asked for, written down once: every name that its steps use
+ * at the proxy and the hypervisor follows from it, so that a step that runs again after a crash
+ * finds what it did. Plain JSON: it is the input of the recovery's runs.
+ */
+export type RecoveryInput = {
+  readonly recoveryId: string;
+  readonly savesetId: string;
+  readonly mtree: string;
+  readonly machine: { readonly id: string; readonly name: string };
+  readonly mode: 'instant' | 'publish' | 'new';
+  readonly name: string;
+  readonly hypervisorId: string | null;
+  /** As asked for; null: chosen in step 3. */
+  readonly host: string | null;
+  readonly clients: readonly string[];
+  readonly powerOn: boolean;
+  readonly identity: {
+    readonly keep: boolean;
+    readonly uuid: string;
+    readonly macs: readonly string[];
+  };
+  readonly connectNetworks: boolean;
+  readonly leaseMs: number;
+  /** Mode `new`: where the disks go. */
+  readonly datastore: string | null;
+  readonly relocateTo: string | null;
+  /** null: as soon as it is available. */
+  readonly relocateAtMs: number | null;
+  readonly createdMs: number;
+  /** A parked recovery going on: its clone holds writes and is never dropped by an undo. */
+  readonly resumed: boolean;
+};
+
+/** The clone's id, and the last part of its export's path (product.md, step 6). */
+export function cloneIdOf(input: RecoveryInput, proxyName: string): string {
+  return `Recover-${proxyName}-${input.recoveryId}`;
+}
+
+export function datastoreNameOf(input: RecoveryInput): string {
+  return `rouse-${input.recoveryId}`;
+}
+
+/** The machine's folder in the export: its name, with what a path or a client dislikes replaced. */
+export function folderOf(name: string): string {
+  const plain = name.replaceAll(/[^A-Za-z0-9._-]+/g, '-').replace(/^[.-]+/, '');
+  return plain === '' ? 'machine' : plain.slice(0, 80);
+}
+
+/** What step 3 found and step 8 needs again. */
+export type ChosenHost = {
+  readonly id: string;
+  readonly name: string;
+  readonly addresses: readonly string[];
+};
+
+export function datastoreSpec(
+  input: RecoveryInput,
+  exported: { path: string; nfsPort: number; mountPort: number },
+  address: string,
+): DatastoreSpec {
+  return {
+    name: datastoreNameOf(input),
+    server: address,
+    path: exported.path,
+    nfsPort: exported.nfsPort,
+    mountPort: exported.mountPort,
+  };
+}
+
+/** A proxy as a recovery sees it. */
+export interface ReachableProxy {
+  readonly name: string;
+  /** As hypervisor hosts reach it. */
+  readonly address: string;
+  readonly calls: Proxy;
+}
+
+/** 52:54:00 is QEMU's range; the rest is random. */
+export function newMac(bytes: Uint8Array): string {
+  const parts = [0x52, 0x54, 0x00, bytes[0]!, bytes[1]!, bytes[2]!];
+  return parts.map((part) => part.toString(16).padStart(2, '0')).join(':');
+}

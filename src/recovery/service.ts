@@ -1,0 +1,491 @@
+import { RouseError } from '../errors.ts';
+import type { RecoveryRow } from '../catalog/recoveries.ts';
+import type { SavesetView } from '../catalog/schema.ts';
+import { formatDuration, pick } from '../lib/text.ts';
+import type { Saveset } from '../vault/api.ts';
+import type { Json, RunView } from '../workflows/api.ts';
+import type { CloseInput } from './cleaning.ts';
+import { changesOf } from '../lib/changes.ts';
+import { setLeaseTimers } from './lease.ts';
+import { chooseHost, refuseTakenName } from './opening.ts';
+import { cloneIdOf, datastoreSpec, folderOf, newMac, type RecoveryInput } from './plan.ts';
+import type { RelocateInput } from './relocating.ts';
+import { runJob } from '../proxy/jobs-client.ts';
+import type {
+  CancelRequest,
+  Recovery,
+  RecoveryFilter,
+  RecoveryPlan,
+  RecoveryRequest,
+  RecoveryService,
+  RelocateRequest,
+  RenewRequest,
+} from './schema.ts';
+import { recoveryView, stepNames } from './view.ts';
+import type { RecoveryWorld } from './world.ts';
+
+/** What the service needs of the rest of the server, besides the world of its steps. */
+export interface RecoveryDesk extends RecoveryWorld {
+  /** The saveset that a request means, from the catalog. */
+  chooseSaveset(request: Pick<RecoveryRequest, 'machine' | 'saveset' | 'at'>): Promise<Saveset>;
+  /** The hypervisor that a request means: named, the machine's own, or the only one. */
+  chooseHypervisor(reference: string | undefined, machineId: string): Promise<string | null>;
+  hypervisorName(id: string): Promise<string>;
+  savesetView(saveset: Saveset): SavesetView;
+  /** Enters a new saveset in the catalog. */
+  savesetStored(saveset: Saveset): Promise<void>;
+  picture(recoveryId: string): Promise<Buffer | undefined>;
+}
+
+const endedStates: readonly Recovery['state'][] = ['done', 'failed', 'cancelled'];
+
+export class Recoveries implements RecoveryService {
+  readonly #desk: RecoveryDesk;
+
+  constructor(desk: RecoveryDesk) {
+    this.#desk = desk;
+  }
+
+  /** To be called once, before the engine starts. */
+  listen(): void {
+    this.#desk.engine.onTimer('recovery.relocate/', async (_name, payload: Json) => {
+      const { recoveryId } = payload as { recoveryId: string };
+      const row = await this.#desk.recoveries.get(recoveryId);
+      if (row.state === 'available') await this.#relocate(row, {});
+    });
+  }
+
+  /** A recovery whose run was not submitted before a kill is submitted now. */
+  async resumeUnsubmitted(): Promise<void> {
+    for (const row of await this.#desk.recoveries.list({ states: ['starting'] })) {
+      const input = inputOf(row);
+      await this.#desk.engine.submit('recovery.open', row.id, input, openRunId(row.id));
+    }
+  }
+
+  async create(request: RecoveryRequest): Promise<Recovery> {
+    const { recoveries, engine, clock, random } = this.#desk;
+    const saveset = await this.#desk.chooseSaveset(request);
+    const input = await this.#input(request, saveset, random.id());
+    await this.#refuseDuplicate(input);
+    await recoveries.insert({
+      id: input.recoveryId,
+      machineId: input.machine.id,
+      savesetId: input.savesetId,
+      mode: input.mode,
+      name: input.name,
+      state: 'starting',
+      hypervisorId: input.hypervisorId,
+      createdMs: clock.now(),
+      clients: input.clients,
+      options: input,
+    });
+    await engine.submit('recovery.open', input.recoveryId, input, openRunId(input.recoveryId));
+    return this.get(input.recoveryId);
+  }
+
+  async #input(
+    request: RecoveryRequest,
+    saveset: Saveset,
+    recoveryId: string,
+  ): Promise<RecoveryInput> {
+    const { random, clock } = this.#desk;
+    const hypervisorId =
+      request.mode === 'publish'
+        ? null
+        : await this.#desk.chooseHypervisor(request.hypervisor, saveset.machine.id);
+    if (request.mode === 'new' && request.datastore === undefined) {
+      throw new RouseError('bad-request', 'mode new writes to a datastore, and none is named', {
+        advice: 'Name one: --datastore NAME',
+      });
+    }
+    const macs = Array.from({ length: macsMax }, () => newMac(random.bytes(3)));
+    return {
+      recoveryId,
+      savesetId: saveset.id,
+      mtree: saveset.mtree,
+      machine: saveset.machine,
+      mode: request.mode,
+      name: request.name ?? saveset.machine.name,
+      hypervisorId,
+      host: request.host ?? null,
+      clients: request.clients ?? [],
+      powerOn: request.powerOn,
+      identity: { keep: request.identity === 'keep', uuid: random.uuid(), macs },
+      connectNetworks: request.connectNetworks,
+      leaseMs: request.leaseMs,
+      datastore: request.datastore ?? null,
+      relocateTo: request.relocateTo ?? null,
+      relocateAtMs: typeof request.relocateAt === 'number' ? request.relocateAt : null,
+      createdMs: clock.now(),
+      resumed: false,
+    };
+  }
+
+  async #refuseDuplicate(input: RecoveryInput): Promise<void> {
+    if (input.mode === 'publish') return;
+    const active = await this.#desk.recoveries.list({ active: true });
+    const same = active.find(
+      (row) =>
+        row.name === input.name &&
+        row.mode !== 'publish' &&
+        row.hypervisorId === input.hypervisorId,
+    );
+    if (same === undefined) return;
+    throw new RouseError('already-exists', `recovery ${same.id} has that name: ${input.name}`, {
+      advice: `Choose another one with --name, or end it: rouse cancel ${same.id}`,
+    });
+  }
+
+  async plan(request: RecoveryRequest): Promise<RecoveryPlan> {
+    const saveset = await this.#desk.chooseSaveset(request);
+    const input = await this.#input(request, saveset, 'dry-run');
+    await this.#refuseDuplicate(input);
+    const [proxy] = this.#desk.proxies();
+    const proxyName = proxy?.name ?? null;
+    const choice = await this.#planHost(input);
+    const active: number[] = { instant: [], publish: [8, 9, 10], new: [6, 7] }[input.mode];
+    return {
+      machine: input.machine,
+      saveset: { id: saveset.id, takenAtMs: saveset.takenAtMs },
+      mode: input.mode,
+      name: input.name,
+      hypervisor: choice.hypervisor,
+      host: choice.host,
+      proxy: proxyName,
+      datastore: input.mode === 'new' ? input.datastore : null,
+      clients: choice.clients,
+      leaseEndsMs: this.#desk.clock.now() + input.leaseMs,
+      steps: stepNames.slice(0, 11).map((name, index) => ({
+        number: index + 1,
+        name,
+        detail: active.includes(index + 1) ? 'skipped in this mode' : '',
+      })),
+      changes: [],
+      candidates: choice.candidates.map((candidate) => ({
+        proxy: proxyName ?? 'none',
+        ...candidate,
+      })),
+      warnings: choice.warnings,
+    };
+  }
+
+  async #planHost(input: RecoveryInput) {
+    const none = { hypervisor: null, host: null, candidates: [], warnings: [] };
+    if (input.hypervisorId === null) return { ...none, clients: input.clients };
+    const hypervisor = await this.#desk.hypervisor(input.hypervisorId);
+    const inventory = await hypervisor.inventory();
+    refuseTakenName(inventory, input, undefined);
+    const { host, why } = chooseHost(inventory, input.host);
+    return {
+      hypervisor: await this.#desk.hypervisorName(input.hypervisorId),
+      host: host.name,
+      clients: host.addresses,
+      candidates: inventory.hosts.map(({ name, state }) => ({
+        host: name,
+        score: state === 'connected' ? 1 : 0,
+        chosen: name === host.name,
+        reasons: [name === host.name ? why : `is ${state}`],
+      })),
+      warnings: [] as string[],
+    };
+  }
+
+  async list(filter: RecoveryFilter): Promise<readonly Recovery[]> {
+    const rows = await this.#desk.recoveries.list({
+      ...(filter.active === undefined ? {} : { active: filter.active }),
+      ...(filter.state === undefined ? {} : { states: [filter.state] }),
+    });
+    const views = await Promise.all(rows.map((row) => this.#view(row)));
+    const { machine } = filter;
+    if (machine === undefined) return views;
+    return views.filter((view) => view.machine.id === machine || view.machine.name === machine);
+  }
+
+  async get(reference: string): Promise<Recovery> {
+    return this.#view(await this.#row(reference));
+  }
+
+  async #row(reference: string): Promise<RecoveryRow> {
+    const rows = await this.#desk.recoveries.list({});
+    const exact = rows.find(({ id }) => id === reference);
+    if (exact !== undefined) return exact;
+    const active = rows.filter(({ state }) => !endedStates.includes(state));
+    const among = active.some(({ id, name }) => id.startsWith(reference) || name === reference);
+    return pick('recovery', reference, among ? active : rows);
+  }
+
+  async #view(row: RecoveryRow): Promise<Recovery> {
+    const input = inputOf(row);
+    const runs = await this.#desk.engine.runs({ subject: row.id });
+    const ended = endedStates.includes(row.state);
+    const clones = ended ? [] : await this.#clones();
+    return recoveryView({
+      row,
+      runs,
+      savesetTakenAtMs: (await this.#takenAt(row.savesetId)) ?? row.createdMs,
+      machineName: input.machine.name,
+      hypervisorName:
+        row.hypervisorId === null ? null : await this.#desk.hypervisorName(row.hypervisorId),
+      clone: clones.find(({ cloneId }) => cloneId === row.cloneId),
+      plannedRelocation:
+        input.relocateTo === null ? null : { target: input.relocateTo, atMs: input.relocateAtMs },
+      hasPicture: (await this.#desk.picture(row.id)) !== undefined,
+    });
+  }
+
+  /** A proxy that restarts must not make a recovery's page fail. */
+  async #clones() {
+    try {
+      return (await this.#desk.proxies()[0]?.calls.clones()) ?? [];
+    } catch {
+      return [];
+    }
+  }
+
+  async #takenAt(savesetId: string): Promise<number | undefined> {
+    try {
+      return (await this.#desk.chooseSaveset({ saveset: savesetId })).takenAtMs;
+    } catch {
+      return undefined;
+    }
+  }
+
+  async cancel(reference: string, request: CancelRequest): Promise<Recovery> {
+    const row = await this.#row(reference);
+    const { engine, recoveries } = this.#desk;
+    const runs = await engine.runs({ subject: row.id, active: true });
+    const relocating = runs.find(({ kind }) => kind === 'recovery.relocate');
+    if (relocating !== undefined) {
+      // The machine runs on: whoever wants it gone as well says so again.
+      await engine.cancel(relocating.id);
+      await engine.finished(relocating.id);
+      return this.get(row.id);
+    }
+    const opening = runs.find(({ kind }) => kind === 'recovery.open');
+    if (opening !== undefined) {
+      await engine.cancel(opening.id);
+      return this.get(row.id);
+    }
+    if (row.state !== 'available' && row.state !== 'parked') return this.#nothingToCancel(row);
+    await recoveries.update(row.id, { state: 'cleaning' });
+    await this.#close(row, request.keepWrites);
+    return this.get(row.id);
+  }
+
+  #nothingToCancel(row: RecoveryRow): Promise<Recovery> {
+    if (row.state === 'cleaning') return this.get(row.id);
+    throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state} already`, {
+      advice: 'There is nothing left to cancel.',
+    });
+  }
+
+  async #close(row: RecoveryRow, keepWrites: boolean): Promise<void> {
+    const close: CloseInput = {
+      recovery: inputOf(row),
+      reason: 'cancelled',
+      hostId: await this.hostId(row.id),
+      keepWrites,
+    };
+    const number = await this.#nextNumber(row.id, 'recovery.close');
+    await this.#desk.engine.submit('recovery.close', row.id, close, `${row.id}.close.${number}`);
+  }
+
+  async #nextNumber(recoveryId: string, kind: string): Promise<number> {
+    const runs = await this.#desk.engine.runs({ subject: recoveryId, kind });
+    return runs.length + 1;
+  }
+
+  /** The host that step 3 chose; null before. */
+  async hostId(recoveryId: string): Promise<string | null> {
+    const host = await this.#result(recoveryId, 'Host');
+    return (host as { id?: string } | undefined)?.id ?? null;
+  }
+
+  async #result(recoveryId: string, step: string): Promise<Json | undefined> {
+    const runs = await this.#desk.engine.runs({ subject: recoveryId, kind: 'recovery.open' });
+    return runs.at(-1)?.steps.find(({ name }) => name === step)?.result;
+  }
+
+  async renew(reference: string, request: RenewRequest): Promise<Recovery> {
+    const row = await this.#row(reference);
+    const { recoveries, clock } = this.#desk;
+    if (row.state === 'parked') {
+      throw new RouseError('wrong-state', `${row.name} is parked: its lease has ended`, {
+        advice: `Wake it again: rouse resume ${row.id}`,
+      });
+    }
+    if (row.state !== 'available' && row.state !== 'relocating') {
+      throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}: it has no lease`);
+    }
+    const leaseEndMs = clock.now() + request.leaseMs;
+    await recoveries.update(row.id, { leaseEndMs, warnings: [] });
+    await setLeaseTimers(this.#desk, row.id, leaseEndMs);
+    const left = formatDuration(request.leaseMs);
+    await this.#desk.tell(row.id, 'info', `the lease of ${row.name} now ends in ${left}`);
+    return this.get(row.id);
+  }
+
+  async relocate(reference: string, request: RelocateRequest): Promise<Recovery> {
+    const row = await this.#row(reference);
+    if (row.mode !== 'instant') {
+      throw new RouseError('wrong-state', `${row.name} is no machine that runs from its backup`, {
+        advice: 'Only a recovery of mode instant can be relocated.',
+      });
+    }
+    if (row.state !== 'available') {
+      throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}`, {
+        advice: 'Relocate it while it is available.',
+      });
+    }
+    if (request.at !== undefined && request.at > this.#desk.clock.now()) {
+      await this.#planRelocation(row, request);
+      return this.get(row.id);
+    }
+    await this.#relocate(row, request);
+    return this.get(row.id);
+  }
+
+  async #planRelocation(row: RecoveryRow, request: RelocateRequest): Promise<void> {
+    const input = inputOf(row);
+    const relocateTo = request.datastore ?? input.relocateTo;
+    if (relocateTo === null) throw noTarget();
+    const atMs = request.at ?? null;
+    await this.#desk.recoveries.update(row.id, {
+      options: { ...input, relocateTo, relocateAtMs: atMs },
+    });
+    await this.#desk.engine.setTimer(`recovery.relocate/${row.id}`, atMs ?? 0, {
+      recoveryId: row.id,
+    });
+  }
+
+  async #relocate(row: RecoveryRow, request: RelocateRequest): Promise<RunView> {
+    const { engine, recoveries } = this.#desk;
+    const input = inputOf(row);
+    const wanted = request.datastore ?? input.relocateTo;
+    if (wanted === null) throw noTarget();
+    const hostId = await this.hostId(row.id);
+    const [proxy] = this.#desk.proxies();
+    const shared = await this.#result(row.id, 'Export');
+    const { hypervisorId, hypervisorMachineId } = row;
+    if (!hypervisorId || !hypervisorMachineId || !hostId || !proxy || shared === undefined) {
+      throw new RouseError('wrong-state', `recovery ${row.id} has no machine to relocate`);
+    }
+    const hypervisor = await this.#desk.hypervisor(hypervisorId);
+    const { datastores } = await hypervisor.inventory();
+    const to = pick('datastore', wanted, datastores);
+    const exported = shared as { path: string; nfsPort: number; mountPort: number };
+    const relocate: RelocateInput = {
+      recovery: input,
+      hostId,
+      machineId: hypervisorMachineId,
+      from: datastoreSpec(input, exported, proxy.address),
+      to: { id: to.id, name: to.name },
+      bandwidthBytesPerSecond: request.bandwidthBytesPerSecond ?? 0,
+    };
+    const number = await this.#nextNumber(row.id, 'recovery.relocate');
+    await recoveries.update(row.id, { state: 'relocating' });
+    const runId = `${row.id}.relocate.${number}`;
+    return engine.submit('recovery.relocate', row.id, relocate, runId);
+  }
+
+  async seal(reference: string): Promise<SavesetView> {
+    const row = await this.#row(reference);
+    const [proxy] = this.#desk.proxies();
+    if (row.cloneId === null || proxy === undefined || endedStates.includes(row.state)) {
+      throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}: nothing to seal`);
+    }
+    const { clock, random } = this.#desk;
+    const spec = {
+      kind: 'seal',
+      id: `${row.id}.seal.${random.id()}`,
+      cloneId: row.cloneId,
+      takenAtMs: clock.now(),
+    } as const;
+    const view = await runJob(proxy.calls, spec, new AbortController().signal, () => undefined);
+    if (view.result?.kind !== 'saveset') {
+      throw new RouseError('internal', `sealing ${row.cloneId} made no saveset`);
+    }
+    await this.#desk.savesetStored(view.result.saveset);
+    const { id } = view.result.saveset;
+    await this.#desk.tell(row.id, 'info', `what ${row.name} wrote is sealed as saveset ${id}`);
+    return this.#desk.savesetView(view.result.saveset);
+  }
+
+  async resume(reference: string): Promise<Recovery> {
+    const row = await this.#row(reference);
+    if (row.state !== 'parked') {
+      throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}, not parked`);
+    }
+    const { engine, recoveries, clock } = this.#desk;
+    const input: RecoveryInput = {
+      ...inputOf(row),
+      resumed: true,
+      powerOn: true,
+      createdMs: clock.now(),
+    };
+    await setLeaseTimers(this.#desk, row.id, null);
+    await recoveries.update(row.id, { state: 'starting', warnings: [], error: null });
+    const number = await this.#nextNumber(row.id, 'recovery.open');
+    await engine.submit('recovery.open', row.id, input, `${row.id}.open.${number}`);
+    return this.get(row.id);
+  }
+
+  async picture(reference: string): Promise<Buffer> {
+    const row = await this.#row(reference);
+    const fresh = await this.#livePicture(row);
+    const png = fresh ?? (await this.#desk.picture(row.id));
+    if (png !== undefined) return png;
+    throw new RouseError('not-found', `there is no picture of ${row.name}`, {
+      advice: 'A machine has one once it is powered on.',
+    });
+  }
+
+  async #livePicture(row: RecoveryRow): Promise<Buffer | undefined> {
+    if (row.hypervisorId === null || row.hypervisorMachineId === null) return undefined;
+    if (row.state !== 'available' && row.state !== 'relocating') return undefined;
+    try {
+      const hypervisor = await this.#desk.hypervisor(row.hypervisorId);
+      const png = await hypervisor.screenPicture(row.hypervisorMachineId);
+      if (png !== undefined) await this.#desk.keepPicture(row.id, png);
+      return png;
+    } catch {
+      // The kept picture is shown instead; the machine may just have been switched off.
+      return undefined;
+    }
+  }
+
+  async *watch(reference: string, signal: AbortSignal): AsyncIterable<Recovery> {
+    const { id } = await this.#row(reference);
+    const changes = changesOf(signal, (wake) =>
+      this.#desk.engine.onChange((run) => {
+        if (run.subject === id) wake();
+      }),
+    );
+    for await (const _ of changes) {
+      const view = await this.get(id);
+      yield view;
+      if (endedStates.includes(view.state)) return;
+    }
+  }
+}
+
+/** NICs of one machine that get new addresses: libvirt's and vSphere's limits are below this. */
+const macsMax = 16;
+
+function openRunId(recoveryId: string): string {
+  return `${recoveryId}.open.1`;
+}
+
+function noTarget(): RouseError {
+  return new RouseError('bad-request', 'no datastore is named to relocate to', {
+    advice: 'Name one: rouse relocate RECOVERY --to DATASTORE',
+  });
+}
+
+/** The request as decided, kept in the row (plan.ts). */
+export function inputOf(row: RecoveryRow): RecoveryInput {
+  return row.options as RecoveryInput;
+}
+
+export { cloneIdOf, folderOf };

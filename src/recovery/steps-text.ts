@@ -1,0 +1,153 @@
+import type { Terminal } from '../lib/command.ts';
+import { fitText, formatBytes, formatDuration, padText, printable } from '../lib/text.ts';
+import { formatRelative, formatTime } from '../lib/times.ts';
+import type { Recovery, RecoveryStep } from './schema.ts';
+
+/** A recovery as lines of text: its thirteen steps, its state, what can be done next. */
+const marks = {
+  waiting: ['·', 'dim'],
+  running: ['▸', 'cyan'],
+  done: ['✔', 'green'],
+  failed: ['✖', 'red'],
+  undone: ['↶', 'yellow'],
+  skipped: ['–', 'dim'],
+} as const;
+
+type StepPart = RecoveryStep['subSteps'][number];
+
+/** One line per step, and one per sub-step of a running or failed one. */
+export function stepLines(recovery: Recovery, terminal: Terminal, nowMs: number): string[] {
+  return recovery.steps.flatMap((step) => {
+    const open = step.state === 'running' || step.state === 'failed';
+    const inner = open ? step.subSteps : [];
+    return [
+      stepLine(step, terminal, nowMs, String(step.number).padStart(2)),
+      ...inner.map((part) => stepLine(part, terminal, nowMs, '    ')),
+    ];
+  });
+}
+
+export function stepLine(
+  step: StepPart,
+  terminal: Terminal,
+  nowMs: number,
+  number: string,
+): string {
+  const [mark, style] = marks[step.state];
+  const began = step.startedMs;
+  const tookMs = began === null ? undefined : (step.endedMs ?? nowMs) - began;
+  // A clock that differs a little from the server's must not show a negative time.
+  const took = tookMs === undefined ? '' : formatDuration(Math.max(0, tookMs));
+  const head = `${number} ${mark} ${padText(fitText(step.name, 18), 18)} ${padText(took, 9, 'right')}  `;
+  const room = terminal.width - 1 - 34;
+  const words = [progressText(step), step.detail ?? ''].filter((text) => text !== '').join('  ');
+  const line = (head + fitText(printable(words), room)).trimEnd();
+  return step.state === 'done'
+    ? line.replace(mark, terminal.paint(style, mark))
+    : terminal.paint(style, line);
+}
+
+function progressText(step: StepPart): string {
+  const { progress } = step;
+  if (progress === null || step.state !== 'running' || progress.total <= 0) return '';
+  const percent = Math.min(100, Math.floor((100 * progress.done) / progress.total));
+  const amount =
+    progress.unit === 'bytes'
+      ? `${formatBytes(progress.done)} of ${formatBytes(progress.total)}`
+      : `${progress.done} of ${progress.total}`;
+  return `${percent}%, ${amount}`;
+}
+
+export function titleLine(recovery: Recovery, terminal: Terminal): string {
+  const from = printable(recovery.machine.name);
+  const taken = formatTime(recovery.saveset.takenAtMs);
+  const id = recovery.id;
+  return fitText(
+    `${terminal.paint('bold', printable(recovery.name))}: ${from} of ${taken}, ${recovery.mode}, recovery ${id}`,
+    terminal.width - 1,
+  );
+}
+
+/** What has become of it, in a sentence or two, and what to do next. */
+export function outcomeLines(recovery: Recovery, terminal: Terminal, nowMs: number): string[] {
+  const name = printable(recovery.name);
+  const where = [recovery.host, recovery.hypervisor].filter((part) => part !== null);
+  const on = where.length === 0 ? '' : ` on ${where.map(printable).join(' of ')}`;
+  const lines: string[] = [];
+  switch (recovery.state) {
+    case 'available': {
+      const ms = recovery.timeToAvailableMs;
+      const after = ms === null ? '' : ` after ${formatDuration(ms)}`;
+      lines.push(terminal.paint('green', `${name} is available${on}${after}.`));
+      break;
+    }
+    case 'starting':
+      lines.push(`${name} is starting${on}.`);
+      break;
+    case 'relocating':
+      lines.push(`${name} runs${on} and moves to ${recovery.relocation?.target ?? 'production'}.`);
+      break;
+    case 'cleaning':
+      lines.push(`${name} is being cleaned up.`);
+      break;
+    case 'parked':
+      lines.push(`${name} is parked: it is off, and what it wrote is kept.`);
+      break;
+    case 'done':
+      lines.push(terminal.paint('green', `${name} is done; nothing of it is left to clean up.`));
+      break;
+    case 'cancelled':
+      lines.push(`${name} is cancelled, and nothing of it is left.`);
+      break;
+    case 'failed':
+      lines.push(
+        terminal.paint('red', `${name} failed: ${recovery.error?.message ?? 'no reason'}`),
+      );
+      break;
+  }
+  for (const warning of recovery.warnings) {
+    lines.push(terminal.paint('yellow', `! ${printable(warning)}`));
+  }
+  if (recovery.export !== null && recovery.state === 'available')
+    lines.push(...exportLines(recovery));
+  const holds = ['available', 'relocating', 'parked'].includes(recovery.state);
+  if (recovery.leaseEndsMs !== null && holds) {
+    const end = formatTime(recovery.leaseEndsMs);
+    lines.push(`Its lease ends ${end} (${formatRelative(recovery.leaseEndsMs, nowMs)}).`);
+  }
+  return [...lines, ...nextLines(recovery)];
+}
+
+function exportLines(recovery: Recovery): string[] {
+  const { mode, export: exported } = recovery;
+  if (mode !== 'publish' || exported === null) return [];
+  const { address, path, nfsPort, mountPort } = exported;
+  const host = address.includes(':') ? `[${address}]` : address;
+  const options = `vers=3,nolock,tcp,port=${nfsPort},mountport=${mountPort}`;
+  return [
+    `Mount it:  mount -t nfs -o ${options} ${host}:${path} /mnt`,
+    ...recovery.disks.map(
+      (disk) => `Disk:      ${printable(disk.path)}, ${formatBytes(disk.sizeBytes)}`,
+    ),
+  ];
+}
+
+/** What people do next, as commands to copy. */
+function nextLines(recovery: Recovery): string[] {
+  const { id, mode, state } = recovery;
+  if (state === 'available' && mode === 'instant') {
+    return [
+      `→ rouse relocate ${id} --to DATASTORE   moves it to production storage`,
+      `→ rouse cancel ${id}                    ends it and cleans up`,
+    ];
+  }
+  if (state === 'available') return [`→ rouse cancel ${id}   ends it and cleans up`];
+  if (state === 'parked') {
+    return [
+      `→ rouse resume ${id}   runs it again with all that it wrote`,
+      `→ rouse seal ${id}     makes a saveset of it`,
+      `→ rouse cancel ${id}   discards it`,
+    ];
+  }
+  return [];
+}

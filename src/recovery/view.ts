@@ -1,0 +1,174 @@
+import type { RecoveryRow } from '../catalog/recoveries.ts';
+import type { CloneView } from '../proxy/port.ts';
+import type { RunView, StepView } from '../workflows/api.ts';
+import type { RelocateInput } from './relocating.ts';
+import type { Recovery, RecoveryStep } from './schema.ts';
+
+/** The thirteen steps by name, as people see them even before they begin. */
+export const stepNames = [
+  'Device',
+  'Proxy',
+  'Host',
+  'Hand over',
+  'Ask for the copy',
+  'Clone',
+  'Export',
+  'Datastore',
+  'Configure',
+  'Power on',
+  'Available',
+  'Relocate',
+  'Clean up',
+] as const;
+
+/** What a view is made of besides the row. */
+export interface ViewParts {
+  readonly row: RecoveryRow;
+  /** All runs of the recovery, oldest first. */
+  readonly runs: readonly RunView[];
+  readonly savesetTakenAtMs: number;
+  readonly machineName: string;
+  readonly hypervisorName: string | null;
+  readonly clone: CloneView | undefined;
+  readonly plannedRelocation: { readonly target: string; readonly atMs: number | null } | null;
+  readonly hasPicture: boolean;
+}
+
+type Outcome = {
+  readonly detail?: string;
+  readonly skipped?: boolean;
+  readonly path?: string;
+  readonly address?: string;
+  readonly nfsPort?: number;
+  readonly mountPort?: number;
+  readonly proxy?: string;
+  readonly disks?: Recovery['disks'];
+};
+
+export function recoveryView(parts: ViewParts): Recovery {
+  const { row } = parts;
+  const open = latest(parts.runs, 'recovery.open');
+  const shared = outcome(open, 'Export');
+  const cloned = outcome(open, 'Clone');
+  const gone = row.state === 'done' || row.state === 'cancelled' || row.state === 'failed';
+  return {
+    id: row.id,
+    machine: { id: row.machineId, name: parts.machineName },
+    saveset: { id: row.savesetId, takenAtMs: parts.savesetTakenAtMs },
+    mode: row.mode,
+    state: row.state,
+    name: row.name,
+    hypervisor: parts.hypervisorName,
+    host: row.host,
+    proxy: outcome(open, 'Proxy')?.proxy ?? null,
+    datastore: row.datastoreName,
+    clonePath: cloned?.path ?? null,
+    export: gone ? null : exportOf(shared),
+    disks: cloned?.disks ?? [],
+    machineId: row.hypervisorMachineId,
+    createdMs: row.createdMs,
+    availableMs: row.availableMs,
+    timeToAvailableMs: row.timeToAvailableMs,
+    leaseEndsMs: row.leaseEndMs,
+    endedMs: row.endedMs,
+    writtenBytes: parts.clone?.writtenBytes ?? 0,
+    warnings: row.warnings,
+    error: row.error,
+    steps: stepsOf(parts.runs),
+    relocation: relocationOf(parts),
+    hasPicture: parts.hasPicture,
+  };
+}
+
+function exportOf(shared: Outcome | undefined): Recovery['export'] {
+  if (shared?.path === undefined) return null;
+  const { path, address = '', nfsPort = 0, mountPort = 0 } = shared;
+  return { path, address, nfsPort, mountPort };
+}
+
+function latest(runs: readonly RunView[], kind: string): RunView | undefined {
+  return runs.findLast((run) => run.kind === kind);
+}
+
+function outcome(run: RunView | undefined, step: string): Outcome | undefined {
+  const result = run?.steps.find(({ name }) => name === step)?.result;
+  // Steps of this feature answer objects of this shape (opening.ts).
+  return result === undefined ? undefined : (result as Outcome);
+}
+
+function relocationOf(parts: ViewParts): Recovery['relocation'] {
+  const run = latest(parts.runs, 'recovery.relocate');
+  if (run === undefined) {
+    const planned = parts.plannedRelocation;
+    if (planned === null) return null;
+    return { target: planned.target, doneBytes: 0, totalBytes: 0, atMs: planned.atMs };
+  }
+  const { to } = run.input as RelocateInput;
+  const [step] = run.steps;
+  const moved = (step?.result as { bytes?: number } | undefined)?.bytes;
+  return {
+    target: to.name,
+    doneBytes: moved ?? step?.progress?.done ?? 0,
+    totalBytes: moved ?? step?.progress?.total ?? 0,
+    atMs: run.createdMs,
+  };
+}
+
+function stepsOf(runs: readonly RunView[]): RecoveryStep[] {
+  const open = latest(runs, 'recovery.open');
+  const relocate = latest(runs, 'recovery.relocate');
+  const close = latest(runs, 'recovery.close');
+  return stepNames.map((name, index) => {
+    const number = index + 1;
+    if (number === 13) return cleanUpStep(close);
+    const run = number === 12 ? relocate : open;
+    const step = run?.steps.find((candidate) => candidate.number === number);
+    return { number, ...partsOf(name, step), subSteps: [] };
+  });
+}
+
+function cleanUpStep(close: RunView | undefined): RecoveryStep {
+  const steps = close?.steps ?? [];
+  const subSteps = steps.map((step) => partsOf(step.name, step));
+  const running = steps.find(({ state }) => state === 'running');
+  const failed = subSteps.find(({ state }) => state === 'failed');
+  const done = close?.state === 'done';
+  const details = subSteps.flatMap(({ detail }) => (detail === null ? [] : [detail]));
+  return {
+    number: 13,
+    name: 'Clean up',
+    state:
+      failed !== undefined ? 'failed' : done ? 'done' : close === undefined ? 'waiting' : 'running',
+    startedMs: steps[0]?.startedMs ?? null,
+    endedMs: close?.endedMs ?? null,
+    progress: null,
+    detail: failed?.detail ?? running?.error?.message ?? (details.join('; ') || null),
+    subSteps,
+  };
+}
+
+type Parts = Omit<RecoveryStep, 'number' | 'subSteps'>;
+
+function partsOf(name: string, step: StepView | undefined): Parts {
+  const result = step?.result as Outcome | undefined;
+  return {
+    name,
+    state: stateOf(step, result),
+    startedMs: step?.startedMs ?? null,
+    endedMs: step?.endedMs ?? null,
+    progress: progressOf(step),
+    detail: step?.error?.message ?? result?.detail ?? null,
+  };
+}
+
+function progressOf(step: StepView | undefined): Parts['progress'] {
+  const progress = step?.progress;
+  if (progress === undefined || step?.state !== 'running') return null;
+  return { done: progress.done, total: progress.total, unit: progress.unit };
+}
+
+function stateOf(step: StepView | undefined, result: Outcome | undefined): RecoveryStep['state'] {
+  if (step === undefined) return 'waiting';
+  if (step.state === 'done' && result?.skipped === true) return 'skipped';
+  return step.state === 'undoing' ? 'running' : step.state;
+}
