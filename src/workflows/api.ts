@@ -23,6 +23,11 @@ export interface Step<Input extends Json> {
   undo?(context: StepContext<Input>): Promise<void>;
   /** Attempts before the run fails, for errors that a retry may mend. Default 1. */
   readonly attemptsMax?: number;
+  /**
+   * The step's own rows, written in the transaction that writes its end down: both or none. Nothing
+   * but SQL belongs here. An error makes the step fail.
+   */
+  record?(result: Json, input: Input): Promise<void>;
 }
 
 export interface StepContext<Input extends Json> {
@@ -76,7 +81,10 @@ export interface RunView {
   readonly createdMs: number;
   readonly endedMs?: number;
   readonly steps: readonly StepView[];
+  /** Why it failed. */
   readonly error?: { readonly code: string; readonly message: string; readonly advice: string };
+  /** Why it has not ended yet, though nothing is left to do but undo or settle; tried again. */
+  readonly stuck?: { readonly code: string; readonly message: string; readonly advice: string };
 }
 
 /** Why a step's signal was aborted. */
@@ -95,6 +103,7 @@ export interface Engine {
   /** Aborts the running step, then undoes in reverse. No error when it has ended. */
   cancel(runId: string): Promise<void>;
   run(id: string): Promise<RunView | undefined>;
+  /** Oldest first; at most the newest thousand. */
   runs(filter: { subject?: string; kind?: string; active?: boolean }): Promise<readonly RunView[]>;
   /** Resolves when the run has ended. */
   finished(runId: string, signal?: AbortSignal): Promise<RunView>;
