@@ -18,6 +18,7 @@ export interface RpcbindOptions {
 
 const SET = 1;
 const UNSET = 2;
+const GETPORT = 3;
 const IPPROTO_TCP = 6;
 
 type Version = 2 | 3;
@@ -28,16 +29,32 @@ export async function register(
 ): Promise<void> {
   await withRpcbind(options, async (ask, version) => {
     for (const one of registrations) {
+      await clearLeftover(one, options);
       for (const call of callsFor(one, version, options.families)) {
-        // A registration that a killed process left behind is in the way.
-        await ask(UNSET, call);
         if (await ask(SET, call)) continue;
         throw new RouseError('port-taken', `rpcbind refuses program ${one.program}`, {
-          advice: 'Look at rpcinfo -p: stop the other NFS server, or take its registration away.',
+          advice: 'Look at rpcinfo -p: stop the other server, or take its registration away.',
         });
       }
     }
   });
+}
+
+/**
+ * What a killed server left behind is in the way: rpcbind refuses a second registration. It is
+ * taken away when nobody listens there; another server that runs is left alone.
+ */
+async function clearLeftover(one: Registration, options: RpcbindOptions): Promise<void> {
+  const there = await registeredPort(one, options);
+  if (there === 0) return;
+  if (there !== one.port && (await isListening(there))) {
+    throw new RouseError(
+      'port-taken',
+      `rpcbind knows program ${one.program} on port ${there}: another server runs there`,
+      { advice: 'Stop the other NFS server (see rpcinfo -p), or choose portmap "off".' },
+    );
+  }
+  await unregister([one], options);
 }
 
 export async function unregister(
@@ -49,6 +66,29 @@ export async function unregister(
       for (const call of callsFor(one, version, options.families)) await ask(UNSET, call);
     }
   });
+}
+
+/** PMAPPROC_GETPORT; 0: not registered. */
+async function registeredPort(one: Registration, options: RpcbindOptions): Promise<number> {
+  const socket = await dial({ host: '127.0.0.1', port: options.port });
+  try {
+    const results = await request(socket, 2, 1, GETPORT, (writer) => {
+      for (const value of [one.program, one.version, IPPROTO_TCP, 0]) writer.u32(value);
+    });
+    return results ?? 0;
+  } finally {
+    socket.destroy();
+  }
+}
+
+async function isListening(port: number): Promise<boolean> {
+  try {
+    const socket = await dial({ host: '127.0.0.1', port });
+    socket.destroy();
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 type Arguments = (writer: XdrWriter) => void;
@@ -80,7 +120,9 @@ async function withRpcbind(
   const { socket, version } = await open(options);
   let xid = 1;
   try {
-    await work((procedure, args) => request(socket, version, xid++, procedure, args), version);
+    const ask: Ask = async (procedure, args) =>
+      (await request(socket, version, xid++, procedure, args)) === 1;
+    await work(ask, version);
   } finally {
     socket.destroy();
   }
@@ -116,7 +158,7 @@ function unreachable(cause: unknown): RouseError {
 }
 
 function dial(
-  target: { path: string } | { host: string; port: number; localPort: number },
+  target: { path: string } | { host: string; port: number; localPort?: number },
 ): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = connect(target);
@@ -131,14 +173,14 @@ function dial(
   });
 }
 
-/** One call and its boolean result. */
+/** One call and its result, a u32 in all of them; undefined: not accepted. */
 function request(
   socket: Socket,
   version: Version,
   xid: number,
   procedure: number,
   args: Arguments,
-): Promise<boolean> {
+): Promise<number | undefined> {
   const writer = XdrWriter.ofSize(1_024);
   writer.position = 4;
   writeCall(writer, xid, PORTMAP_PROGRAM, version, procedure);
@@ -160,7 +202,7 @@ function request(
         if (!splitter.next()) return;
         const reader = XdrReader.of(splitter.span.bytes.subarray(splitter.span.start));
         const accepted = readReply(reader, xid) === AcceptStatus.success;
-        const result = accepted && reader.u32() === 1;
+        const result = accepted ? reader.u32() : undefined;
         finish(() => resolve(result));
       } catch (error) {
         finish(() => reject(error instanceof Error ? error : new Error(String(error))));
