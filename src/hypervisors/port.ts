@@ -175,6 +175,8 @@ export interface RegisterSpec {
   readonly folder: string;
   readonly configured: ConfiguredMachine;
   readonly mark: string;
+  /** The same as in ConfigureSpec: firmware variables in the machine's folder. */
+  readonly nvram?: string;
 }
 
 export interface RelocateSpec {
@@ -224,6 +226,8 @@ export interface BackupSource {
   readonly fullBecause?: string;
   readonly disks: readonly BackupDiskSource[];
   readonly files: readonly { readonly name: string; readonly base64: string }[];
+  /** What could not be taken along, one sentence each. */
+  readonly warnings?: readonly string[];
   /** To be kept with the saveset and passed as `since` next time. */
   readonly labels: Readonly<Record<string, string>>;
 }

@@ -1,0 +1,368 @@
+import { chmod, mkdir, stat } from 'node:fs/promises';
+import { posix } from 'node:path';
+import { RouseError, isRouseError } from '../../errors.ts';
+import { runChecked } from '../../lib/command.ts';
+import { libvirtLimits } from '../../limits.ts';
+import type {
+  AttachSpec,
+  MachineDetail,
+  MachineSummary,
+  PowerState,
+  RegisterSpec,
+} from '../port.ts';
+import { diskSource } from './configure.ts';
+import { domainText, domainXml, placeOf } from './context.ts';
+import type { LibvirtContext } from './context.ts';
+import { qemuNfsUrl } from './datastores.ts';
+import {
+  blockStats,
+  domainDisks,
+  domainNetworks,
+  liesOn,
+  parseStats,
+  powerOf,
+  readMark,
+} from './domain.ts';
+import type { DatastorePlace, DomainDisk } from './domain.ts';
+import { pictureToPng } from './png.ts';
+import {
+  attribute,
+  child,
+  childrenNamed,
+  element,
+  find,
+  parseXml,
+  remove,
+  text,
+  writeXml,
+} from './xml.ts';
+import type { XmlElement } from './xml.ts';
+
+export async function listMachines(
+  context: LibvirtContext,
+  hostId: string,
+): Promise<MachineSummary[]> {
+  const [list, stats] = await Promise.all([
+    context.virsh.run(['list', '--all', '--uuid', '--name']),
+    context.virsh.run(['domstats', '--state']),
+  ]);
+  const states = parseStats(stats);
+  return list
+    .split('\n')
+    .map((line) => /^(\S{36})\s+(.*\S)\s*$/u.exec(line))
+    .filter((match) => match !== null)
+    .map(([, uuid = '', name = '']) => ({
+      id: uuid,
+      uuid,
+      name,
+      hostId,
+      power: powerOf(states.get(name)?.get('state.state') ?? '0'),
+    }));
+}
+
+export async function machineDetail(
+  context: LibvirtContext,
+  hostId: string,
+  idOrName: string,
+): Promise<MachineDetail> {
+  const configuration = await domainText(context, idOrName, '--inactive', '--security-info');
+  const power = await powerState(context, idOrName);
+  const live = await domainXml(context, idOrName);
+  const uuid = text(child(live, 'uuid'));
+  const sizes = await diskSizes(context, uuid, live, power);
+  return {
+    id: uuid,
+    uuid,
+    name: text(child(live, 'name')),
+    hostId,
+    power,
+    configuration,
+    networks: domainNetworks(live),
+    disks: domainDisks(live)
+      .filter((disk) => disk.device === 'disk')
+      .map(({ name, format, source }) => ({
+        name,
+        format,
+        source,
+        sizeBytes: sizes.get(name) ?? 0,
+      })),
+  };
+}
+
+/** Running: the emulator knows. Off: libvirt looks into files; exports are known by our mark. */
+export async function diskSizes(
+  context: LibvirtContext,
+  machine: string,
+  domain: XmlElement,
+  power: PowerState,
+): Promise<Map<string, number>> {
+  if (power !== 'off') {
+    const stats = parseStats(await context.virsh.run(['domstats', '--block', machine]));
+    const blocks = blockStats([...stats.values()][0] ?? new Map<string, string>());
+    return new Map([...blocks].map(([name, block]) => [name, block.capacityBytes]));
+  }
+  const marked = readMark(domain)?.sizes ?? new Map<string, number>();
+  const sizes = new Map<string, number>();
+  for (const disk of domainDisks(domain)) {
+    if (disk.device !== 'disk' || disk.source === '') continue;
+    const said = await context.virsh.runUnless(/./u, ['domblkinfo', machine, disk.name]);
+    const capacity = Number(/^Capacity:\s+(\d+)/mu.exec(said ?? '')?.[1] ?? 0);
+    sizes.set(disk.name, capacity > 0 ? capacity : (marked.get(disk.name) ?? 0));
+  }
+  return sizes;
+}
+
+export async function powerState(context: LibvirtContext, machine: string): Promise<PowerState> {
+  return powerOf(await context.virsh.run(['domstate', '--domain', machine]));
+}
+
+/** Machines with a disk on that export, in what runs or in what would start next. */
+export async function usersOf(
+  context: LibvirtContext,
+  place: DatastorePlace,
+): Promise<readonly string[]> {
+  return machinesWithDisk(context, (disk) => liesOn(disk.source, place));
+}
+
+export async function machinesWithDisk(
+  context: LibvirtContext,
+  wanted: (disk: DomainDisk) => boolean,
+): Promise<readonly string[]> {
+  const users: string[] = [];
+  for (const machine of await listMachines(context, '')) {
+    try {
+      const live = domainDisks(await domainXml(context, machine.id));
+      const stored = domainDisks(await domainXml(context, machine.id, '--inactive'));
+      const mirrors = live.flatMap((disk) => mirrorOf(disk));
+      if ([...live, ...stored, ...mirrors].some(wanted)) users.push(machine.id);
+    } catch (error) {
+      // Undefined by someone since the list was made: it uses nothing any more.
+      if (!isRouseError(error, 'not-found')) throw error;
+    }
+  }
+  return users;
+}
+
+/** The target of a running copy counts as a disk in use. */
+function mirrorOf(disk: DomainDisk): DomainDisk[] {
+  const source = find(disk.node, 'mirror', 'source');
+  const path = attribute(source, 'file') ?? attribute(source, 'dev');
+  return path === undefined ? [] : [{ ...disk, source: path, path }];
+}
+
+export async function register(context: LibvirtContext, spec: RegisterSpec): Promise<string> {
+  const domain = parseXml(spec.configured.text, `the configuration of ${spec.name}`);
+  const uuid = text(child(domain, 'uuid'));
+  for (const other of await listMachines(context, '')) {
+    if (other.name !== spec.name && other.uuid !== uuid) continue;
+    const mark = readMark(await domainXml(context, other.id, '--inactive'))?.mark;
+    if (mark === spec.mark) return other.id;
+    throw new RouseError(
+      'already-exists',
+      `a machine ${other.name} (${other.uuid}) exists and is not of this recovery`,
+      { advice: 'Choose another name and a new identity, or remove that machine.' },
+    );
+  }
+  await unplugFromMissingNetworks(context, domain);
+  await bringNvram(context, spec, domain);
+  await context.virsh.withXml(['define'], writeXml(domain));
+  return uuid;
+}
+
+/** An unplugged card whose network this host lacks would still keep the machine from starting. */
+async function unplugFromMissingNetworks(
+  context: LibvirtContext,
+  domain: XmlElement,
+): Promise<void> {
+  const cards = childrenNamed(child(domain, 'devices'), 'interface').filter(
+    (card) => attribute(child(card, 'link'), 'state') === 'down',
+  );
+  if (cards.length === 0) return;
+  const networks = (await networkNames(context)).map((network) => network.name);
+  for (const card of cards) {
+    const network = attribute(child(card, 'source'), 'network');
+    const isHere = network !== undefined && networks.includes(network);
+    if (isHere || attribute(card, 'type') === 'user') continue;
+    card.attributes.set('type', 'user');
+    remove(card, 'source', 'virtualport', 'filterref', 'vlan', 'bandwidth', 'port');
+  }
+}
+
+export async function networkNames(
+  context: LibvirtContext,
+): Promise<readonly { id: string; name: string }[]> {
+  const listed = await context.virsh.runUnless(/no connection driver|not supported/u, [
+    'net-list',
+    '--all',
+    '--name',
+  ]);
+  const names = (listed ?? '').split('\n').map((name) => name.trim());
+  return names.filter((name) => name !== '').map((name) => ({ id: name, name }));
+}
+
+async function bringNvram(
+  context: LibvirtContext,
+  spec: RegisterSpec,
+  domain: XmlElement,
+): Promise<void> {
+  const path = text(find(domain, 'os', 'nvram'));
+  if (spec.nvram === undefined || path === '') return;
+  if (!context.virsh.isLocal) {
+    throw new RouseError('hypervisor-unsupported', 'firmware variables cannot be sent to a host', {
+      advice: 'Run a Rouse server on that host, or wake the machine on a local one.',
+    });
+  }
+  await mkdir(posix.dirname(path), { recursive: true });
+  // QEMU may run as another user: it must pass, not list.
+  await chmod(posix.dirname(path), 0o711);
+  const file = `${spec.folder}/${spec.nvram}`;
+  const { mountPath } = placeOf(context, spec.datastore);
+  const from =
+    mountPath === undefined
+      ? qemuNfsUrl(spec.datastore.server, `${spec.datastore.path}/${file}`)
+      : `${mountPath}/${file}`;
+  await runChecked('qemu-img', ['dd', '-f', 'raw', '-O', 'raw', `if=${from}`, `of=${path}`]);
+  const { size } = await stat(path);
+  if (size > libvirtLimits.nvramBytesMax) {
+    throw new RouseError('bad-request', `the saved nvram has ${size} bytes, which is too much`);
+  }
+}
+
+export async function unregister(context: LibvirtContext, machine: string): Promise<void> {
+  try {
+    if ((await powerState(context, machine)) !== 'off') {
+      throw new RouseError('wrong-state', `the machine ${machine} is running`, {
+        advice: 'Power it off first.',
+      });
+    }
+    const flags = ['--nvram', '--managed-save', '--checkpoints-metadata', '--snapshots-metadata'];
+    await context.virsh.run(['undefine', '--domain', machine, ...flags]);
+  } catch (error) {
+    if (!isRouseError(error, 'not-found')) throw error;
+  }
+}
+
+export async function powerOn(context: LibvirtContext, machine: string): Promise<void> {
+  const power = await powerState(context, machine);
+  if (power === 'paused') await context.virsh.run(['resume', '--domain', machine]);
+  if (power === 'off') await context.virsh.runUnless(/already active/u, ['start', machine]);
+}
+
+export async function powerOff(
+  context: LibvirtContext,
+  machine: string,
+  how: 'shutdown' | 'off',
+  graceMs: number = libvirtLimits.shutdownGraceMs,
+): Promise<void> {
+  if ((await powerState(context, machine)) === 'off') return;
+  if (how === 'shutdown') {
+    await context.virsh.runUnless(/not running/u, ['shutdown', '--domain', machine]);
+    for (let waited = 0; waited < graceMs; waited += libvirtLimits.powerPollMs) {
+      if ((await powerState(context, machine)) === 'off') return;
+      await context.clock.sleep(Math.min(libvirtLimits.powerPollMs, graceMs));
+    }
+  }
+  await context.virsh.runUnless(/not running/u, ['destroy', '--domain', machine]);
+}
+
+export async function screenPicture(
+  context: LibvirtContext,
+  machine: string,
+): Promise<Buffer | undefined> {
+  if ((await powerState(context, machine)) === 'off') return undefined;
+  const domain = await domainXml(context, machine);
+  const video = find(domain, 'devices', 'video', 'model');
+  if (video === undefined || attribute(video, 'type') === 'none') return undefined;
+  const outputBytesMax = libvirtLimits.screenBytesMax;
+  const values = ['screenshot', '--domain', machine, '--file', '/dev/stdout'];
+  return pictureToPng(await context.virsh.runBytes(values, { outputBytesMax }));
+}
+
+/** A new disk for the guest; found again by its source. */
+export async function attachDisk(
+  context: LibvirtContext,
+  machine: string,
+  spec: AttachSpec,
+): Promise<string> {
+  const domain = await domainXml(context, machine);
+  const disks = domainDisks(domain);
+  const place = placeOf(context, spec.datastore);
+  const source = diskSource(spec.datastore, spec.path, place.mountPath);
+  const wanted = element('disk', {}, [source]);
+  const sourceText = diskSourceText(wanted);
+  const there = disks.find((disk) => disk.source === sourceText);
+  if (there !== undefined) return there.name;
+  const onScsi = childrenNamed(child(domain, 'devices'), 'controller').some(
+    (node) =>
+      attribute(node, 'type') === 'scsi' &&
+      attribute(node, 'model')?.startsWith('virtio-') === true,
+  );
+  const name = freeName(onScsi ? 'sd' : 'vd', disks);
+  const type = place.mountPath === undefined ? 'network' : 'file';
+  const node = element('disk', { type, device: 'disk' }, [
+    element('driver', { name: 'qemu', type: 'raw' }),
+    source,
+    element('target', { dev: name, bus: onScsi ? 'scsi' : 'virtio' }),
+    // QEMU cuts a virtio-blk serial at 20 characters (virtio 1.2, 5.2.6).
+    element('serial', {}, [spec.serial.slice(0, 20)]),
+  ]);
+  const scope = (await powerState(context, machine)) === 'off' ? '--config' : '--live';
+  await context.virsh.run(['attach-device', '--domain', machine, '--file', '/dev/stdin', scope], {
+    input: writeXml(node),
+  });
+  return name;
+}
+
+function diskSourceText(disk: XmlElement): string {
+  const devices = element('devices', {}, [disk]);
+  return domainDisks(element('domain', {}, [devices]))[0]?.source ?? '';
+}
+
+function freeName(prefix: 'sd' | 'vd', disks: readonly DomainDisk[]): string {
+  for (let letter = 97; letter <= 122; letter += 1) {
+    const name = `${prefix}${String.fromCharCode(letter)}`;
+    if (!disks.some((disk) => disk.name === name)) return name;
+  }
+  throw new RouseError('hypervisor-error', 'the machine has no free disk name');
+}
+
+/** Resolves when the guest has let go; a guest that mounts the disk can refuse. */
+export async function detachDisk(
+  context: LibvirtContext,
+  machine: string,
+  device: string,
+): Promise<void> {
+  const steps = Math.ceil(libvirtLimits.detachMsMax / libvirtLimits.powerPollMs);
+  for (let step = 0; step < steps; step += 1) {
+    const scopes = await scopesWith(context, machine, device);
+    if (scopes.length === 0) return;
+    // Asked again every few seconds: a guest that was still booting ignores the first time.
+    if (step % 20 === 0) {
+      for (const scope of scopes) {
+        const values = ['detach-disk', '--domain', machine, '--target', device, scope];
+        await context.virsh.runUnless(/not found|already in the process of unplug/u, values);
+      }
+    }
+    await context.clock.sleep(libvirtLimits.powerPollMs);
+  }
+  throw new RouseError('time-out', `the guest of ${machine} does not let go of disk ${device}`, {
+    advice: 'Unmount it in the guest, or power the machine off.',
+  });
+}
+
+async function scopesWith(
+  context: LibvirtContext,
+  machine: string,
+  device: string,
+): Promise<readonly string[]> {
+  try {
+    const has = (domain: XmlElement) => domainDisks(domain).some((disk) => disk.name === device);
+    const isOn = (await powerState(context, machine)) !== 'off';
+    const scopes = isOn && has(await domainXml(context, machine)) ? ['--live'] : [];
+    const stored = has(await domainXml(context, machine, '--inactive'));
+    return stored ? [...scopes, '--config'] : scopes;
+  } catch (error) {
+    if (isRouseError(error, 'not-found')) return [];
+    throw error;
+  }
+}
