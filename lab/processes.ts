@@ -65,6 +65,7 @@ export function attempt(
 
 export class Processes {
   readonly #started = new Map<ChildProcess, string>();
+  #watching = false;
 
   /** Starts a program in the background. `onExit` is told when it ends, however it ends. */
   start(
@@ -77,13 +78,24 @@ export class Processes {
       ...options,
       env: { ...process.env, PATH: toolPath, ...options.env },
     });
+    this.#watchExit();
     this.#started.set(child, command);
+    // It keeps nobody waiting: who forgets to end it sees it end with this process.
+    child.unref();
     child.once('error', () => this.#started.delete(child));
     child.once('exit', (code) => {
       this.#started.delete(child);
       options.onExit?.(code);
     });
     return child;
+  }
+
+  #watchExit(): void {
+    if (this.#watching) return;
+    this.#watching = true;
+    process.once('exit', () => {
+      for (const child of this.#started.keys()) child.kill('SIGKILL');
+    });
   }
 
   get running(): readonly string[] {
@@ -94,6 +106,7 @@ export class Processes {
   async end(child: ChildProcess, patienceMs = 5000): Promise<void> {
     if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) return;
     const gone = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+    child.ref();
     child.kill('SIGTERM');
     const timer = setTimeout(() => child.kill('SIGKILL'), patienceMs);
     await gone;
