@@ -1,117 +1,167 @@
-import type { Command } from 'commander';
-import { RouseError } from '../errors.ts';
-import { commandLimits, recoveryLimits } from '../limits.ts';
-import type { Clock } from './clock.ts';
-import type { HttpClient } from './http-client.ts';
-import type { Column } from './text.ts';
-import { parseTime, tryDuration } from './times.ts';
+import { spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { RouseError, systemErrorCode } from '../errors.ts';
+import { processLimits } from '../limits.ts';
 
 /**
- * What a feature's commands.ts needs of the command line, so that it can say what it offers
- * without knowing the rest: a terminal to speak to, and a way to follow something on the server.
- * Answers go to stdout, everything else (notes, progress of `--json`, errors) to stderr.
+ * Runs another program to its end: no shell, bounded output, bounded time, stoppable. A program
+ * that cannot be found is `missing-tool`; one that takes too long is `time-out` and is killed; an
+ * aborted one is killed and `cancelled`. A non-zero exit is an answer, not an error, of
+ * `runCommand`; `runChecked` turns it into `io-error` with the program's own words.
  */
-export interface Terminal {
-  /** `--json`: one JSON value on stdout and nothing else. */
-  readonly json: boolean;
-  /** Cells of a line: the window's width, 80 when there is none. */
-  readonly width: number;
-  /** stdout is a terminal, so that lines may be drawn again. */
-  readonly interactive: boolean;
-  readonly clock: Clock;
-  /** The directory of all data that this command means. */
-  readonly dataDirectory: string;
-  /** The running server. Connects when first called upon. */
-  client(): Promise<HttpClient>;
-  print(line: string): void;
-  note(line: string): void;
-  /** `value` with `--json`, otherwise what `show` prints. */
-  answer(value: unknown, show: () => void): void;
-  table(columns: readonly Column[], rows: readonly (readonly string[])[], empty: string): void;
-  /** Lines that replace each other on a terminal; call only when `interactive`. */
-  live(): { show(lines: readonly string[]): void; end(): void };
-  paint(style: Style, text: string): string;
-  /** Ctrl-C from now on; answers the function that ends it. */
-  onInterrupt(handler: () => void): () => void;
-  /** Yes or no; `no` when nobody can answer. */
-  ask(question: string, signal?: AbortSignal): Promise<boolean>;
+export interface CommandOptions {
+  readonly environment?: Readonly<Record<string, string>>;
+  readonly input?: string | Uint8Array;
+  readonly timeoutMs?: number;
+  readonly signal?: AbortSignal;
+  /** More than this ends the program with `io-error`. */
+  readonly outputBytesMax?: number;
+  /** The Debian package that brings the program, for the advice. */
+  readonly package?: string;
 }
 
-export type Style = 'bold' | 'dim' | 'red' | 'green' | 'yellow' | 'cyan';
-
-/** Adds a feature's commands to the program. */
-export type Commands = (program: Command, terminal: Terminal) => void;
-
-/** Shown below `--help`. */
-export function examples(command: Command, lines: readonly string[]): Command {
-  const title = lines.length === 1 ? 'Example:' : 'Examples:';
-  return command.addHelpText('after', `\n${title}\n${lines.map((line) => `  ${line}`).join('\n')}`);
+export interface CommandResult {
+  /** The exit status; 128 + n after signal n, as a shell counts. */
+  readonly exit: number;
+  readonly stdout: Buffer;
+  readonly stderr: string;
 }
 
-/** Collects an option that may be given several times. */
-export function repeated(value: string, before: readonly string[] | undefined): readonly string[] {
-  return [...(before ?? []), value];
+export async function runCommand(
+  program: string,
+  values: readonly string[],
+  options: CommandOptions = {},
+): Promise<CommandResult> {
+  if (options.signal?.aborted) throw cancelled(program);
+  const child = spawn(program, values, {
+    stdio: ['pipe', 'pipe', 'pipe'],
+    env: { ...process.env, LC_ALL: 'C', ...options.environment },
+  });
+  const watch = watchEnd(child, program, options);
+  const stdout = new Collected(options.outputBytesMax ?? processLimits.outputBytesMax, watch.fail);
+  const stderr = new Collected(errorBytesMax, () => undefined);
+  child.stdout.on('data', (part: Buffer) => stdout.add(part));
+  child.stderr.on('data', (part: Buffer) => stderr.add(part));
+  // A program that ends without reading its input closes the pipe; its exit status says why.
+  child.stdin.on('error', () => undefined);
+  child.stdin.end(options.input);
+  const exit = await watch.ended;
+  return { exit, stdout: stdout.bytes(), stderr: stderr.bytes().toString().trim() };
 }
 
-/** `5d`, `90m`, or the time at which it ends. Throws `bad-request` for one in the past. */
-export async function leaseOf(text: string, nowMs: number): Promise<number> {
-  const duration = tryDuration(text);
-  const advice = 'Write how long from now, such as 5d or 12h, or until when: "friday 18:00".';
-  let lease: number;
+/** The same, where any exit but 0 is an error; answers what was printed. */
+export async function runChecked(
+  program: string,
+  values: readonly string[],
+  options: CommandOptions = {},
+): Promise<string> {
+  const result = await runCommand(program, values, options);
+  if (result.exit === 0) return result.stdout.toString();
+  throw new RouseError('io-error', `${program}: ${result.stderr || `exit ${result.exit}`}`, {
+    details: { exit: result.exit },
+  });
+}
+
+/** Whether the program is there at all, by asking it for its version. */
+export async function hasCommand(program: string, versionFlag = '--version'): Promise<boolean> {
   try {
-    lease = duration ?? (await parseTime(text, '--lease', nowMs, 'future')) - nowMs;
+    await runCommand(program, [versionFlag], { timeoutMs: processLimits.commandTimeoutMs });
+    return true;
   } catch {
-    throw new RouseError('bad-request', `--lease "${text}" is neither a duration nor a time`, {
-      advice,
-    });
+    return false;
   }
-  if (lease <= 0) {
-    throw new RouseError('bad-request', `--lease "${text}" is in the past`, { advice });
-  }
-  const most = recoveryLimits.leaseMsMax;
-  if (lease > most) {
-    const days = most / 86_400_000;
-    throw new RouseError('bad-request', `--lease "${text}" is longer than ${days} days`, {
-      advice: 'Relocate a machine that shall stay: rouse relocate NAME --to DATASTORE',
-    });
-  }
-  return lease;
 }
 
-/**
- * The views of something on the server, as they change. A server that goes away meanwhile is waited
- * for: what it does goes on when it is back.
- */
-export async function* follow<View>(
-  terminal: Terminal,
-  path: string,
-  signal: AbortSignal,
-): AsyncGenerator<View> {
-  const client = await terminal.client();
-  let seen = false;
-  let lostAtMs: number | undefined;
-  for (;;) {
-    try {
-      for await (const event of client.events(path, signal)) {
-        if (lostAtMs !== undefined) terminal.note('The server is back.');
-        lostAtMs = undefined;
-        seen = true;
-        // What the server sends here is what its schema says: both are of one release.
-        yield event.data as View;
-      }
-      return;
-    } catch (error) {
-      const away = error instanceof RouseError && error.code === 'server-unreachable';
-      const now = terminal.clock.monotonic();
-      if (lostAtMs === undefined && away && seen) {
-        terminal.note('The server went away; waiting for it. The work is kept.');
-        lostAtMs = now;
-      }
-      if (!away || lostAtMs === undefined || now - lostAtMs > commandLimits.serverAwayMsMax) {
-        throw error;
-      }
+/** What a program says about its failure: the first 64 KiB are enough. */
+const errorBytesMax = 65_536;
+
+class Collected {
+  readonly #bytesMax: number;
+  readonly #overflow: (error: RouseError) => void;
+  readonly #parts: Buffer[] = [];
+  #bytes = 0;
+
+  constructor(bytesMax: number, overflow: (error: RouseError) => void) {
+    this.#bytesMax = bytesMax;
+    this.#overflow = overflow;
+  }
+
+  add(part: Buffer): void {
+    const room = this.#bytesMax - this.#bytes;
+    if (part.length > room) {
+      this.#overflow(new RouseError('io-error', `it printed more than ${this.#bytesMax} bytes`));
     }
-    await terminal.clock.sleep(commandLimits.serverRetryMs, signal).catch(() => undefined);
-    if (signal.aborted) return;
+    const kept = part.subarray(0, Math.max(room, 0));
+    this.#bytes += kept.length;
+    if (kept.length > 0) this.#parts.push(kept);
+  }
+
+  bytes(): Buffer {
+    return Buffer.concat(this.#parts);
   }
 }
+
+interface EndWatch {
+  readonly ended: Promise<number>;
+  /** Kills the program; the first reason given is what `ended` rejects with. */
+  fail(error: RouseError): void;
+}
+
+function watchEnd(child: ChildProcess, program: string, options: CommandOptions): EndWatch {
+  let failure: RouseError | undefined;
+  const fail = (error: RouseError) => {
+    failure ??= error;
+    child.kill('SIGKILL');
+  };
+  const timeoutMs = options.timeoutMs ?? processLimits.commandTimeoutMs;
+  const timer = setTimeout(
+    () => fail(new RouseError('time-out', `${program} did not end within ${timeoutMs} ms`)),
+    timeoutMs,
+  );
+  const onAbort = () => fail(cancelled(program));
+  options.signal?.addEventListener('abort', onAbort, { once: true });
+  const ended = (async () => {
+    try {
+      const [code, signal] = await once(child, 'close');
+      if (failure !== undefined) throw failure;
+      return typeof code === 'number' ? code : signalExit(signal);
+    } catch (error) {
+      throw startFailure(error, program, options.package);
+    } finally {
+      clearTimeout(timer);
+      options.signal?.removeEventListener('abort', onAbort);
+    }
+  })();
+  return { ended, fail };
+}
+
+function signalExit(signal: unknown): number {
+  return signal === 'SIGKILL' ? 137 : 143;
+}
+
+function cancelled(program: string): RouseError {
+  return new RouseError('cancelled', `${program} was stopped on request`);
+}
+
+function startFailure(error: unknown, program: string, packageName?: string): unknown {
+  if (systemErrorCode(error) !== 'ENOENT') return error;
+  return new RouseError('missing-tool', `the program ${program} is not installed`, {
+    advice: `Install it: apt-get install ${packageName ?? packageOf[program] ?? program}`,
+    cause: error,
+  });
+}
+
+/** Debian 12. */
+const packageOf: Readonly<Record<string, string>> = {
+  virsh: 'libvirt-clients',
+  libvirtd: 'libvirt-daemon',
+  virtlogd: 'libvirt-daemon',
+  'qemu-img': 'qemu-utils',
+  'qemu-nbd': 'qemu-utils',
+  'qemu-io': 'qemu-utils',
+  'qemu-system-x86_64': 'qemu-system-x86',
+  'mount.nfs': 'nfs-common',
+  ip: 'iproute2',
+  unshare: 'util-linux',
+};
