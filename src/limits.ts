@@ -171,6 +171,8 @@ export const catalogLimits = {
   /** Events in one answer: about 200 bytes each, 2 MB. */
   eventsMax: 10_000,
   eventsDefault: 100,
+  /** Below a tenth of the file system, people are warned. */
+  spaceWarningShare: 0.1,
 } as const;
 
 export const apiLimits = {
@@ -355,4 +357,57 @@ export const commandLimits = {
   serverRetryMs: 500,
   /** Terminals are redrawn at most this often: ten times a second looks alive. */
   redrawMs: 100,
+} as const;
+
+/** NBD: what one connection may hold, as client and as server. */
+export const nbdLimits = {
+  /** One read or write of ours: two fill a socket buffer; QEMU answers at most 32 MiB. */
+  requestBytesMax: MiB,
+  /** Requests in flight of one client: 16 x 1 MiB on the wire. */
+  requestsInFlightMax: 16,
+  /** Zeroing carries no bytes, but the server has to do it within the time-out. */
+  zeroBytesMax: 128 * MiB,
+  /** Ranges asked about at once; a server may answer for less. */
+  statusBytesMax: 1024 * MiB,
+  /** QEMU tells at most 128 Ki extents of 8 bytes in one reply (nbd/server.c). */
+  statusReplyBytesMax: 2 * MiB,
+  /** Separate parts of one read: 1 MiB in sectors of 512 bytes. */
+  readChunksMax: 2048,
+  /** proto.md: strings are at most 4,096 bytes; an error chunk has few more. */
+  stringBytesMax: 4096,
+  /** Replies to one option: contexts or exports, with some information between. */
+  optionRepliesMax: 1024,
+  contextsMax: 16,
+  /** Bytes taken from a socket before they are wanted; then TCP holds the peer back. */
+  bufferedBytesMax: MiB,
+  /** A live server answers a read within a second; a busy disk took ten in trials. */
+  answerMsMax: 60_000,
+  connectMsMax: 10_000,
+  /** A farewell that nobody hears. */
+  farewellMsMax: 2_000,
+
+  /** Server: the largest request it takes, as QEMU and the Linux client have it. */
+  servedBytesMax: 32 * MiB,
+  /** Server: requests of one connection in flight, and their bytes: one of the largest. */
+  servedInFlightMax: 32,
+  servedInFlightBytesMax: 32 * MiB,
+  /** Server: connections at once: 64 x 32 MiB = 2 GiB at the very worst, some MiB as a rule. */
+  connectionsMax: 64,
+  /** Server: a client that does not get through its handshake is let go. */
+  handshakeMsMax: 30_000,
+  /** Server: options of one handshake; real clients send five or six. */
+  optionsMax: 256,
+  /** Server: extents told at once: 4,096 x 8 bytes. */
+  servedExtentsMax: 4096,
+  /** Server: the disk is asked about so much at once: 64 Ki extents at 4 KiB each at worst. */
+  servedStatusBytesMax: 256 * MiB,
+} as const;
+
+export const storeLimits = {
+  /** Rows of one listing, newest first: a recovery's row is about 3 kB, so 30 MB at worst. */
+  rowsMax: 10_000,
+  /** Events kept: about 200 bytes each, 100 MB. */
+  eventsKeptMax: 500_000,
+  /** Events between two sweeps of the oldest. */
+  eventsSweepEvery: 1_000,
 } as const;

@@ -1,4 +1,4 @@
-import type { Terminal } from '../lib/command.ts';
+import type { Terminal } from '../lib/terminal.ts';
 import { fitText, formatBytes, formatDuration, padText, printable } from '../lib/text.ts';
 import { formatRelative, formatTime } from '../lib/times.ts';
 import type { Recovery, RecoveryStep } from './schema.ts';
@@ -59,13 +59,10 @@ function progressText(step: StepPart): string {
 }
 
 export function titleLine(recovery: Recovery, terminal: Terminal): string {
-  const from = printable(recovery.machine.name);
   const taken = formatTime(recovery.saveset.takenAtMs);
-  const id = recovery.id;
-  return fitText(
-    `${terminal.paint('bold', printable(recovery.name))}: ${from} of ${taken}, ${recovery.mode}, recovery ${id}`,
-    terminal.width - 1,
-  );
+  const from = `${printable(recovery.machine.name)} of ${taken}`;
+  const text = `${printable(recovery.name)}: ${from}, ${recovery.mode}, recovery ${recovery.id}`;
+  return terminal.paint('bold', fitText(text, terminal.width - 1));
 }
 
 /** What has become of it, in a sentence or two, and what to do next. */

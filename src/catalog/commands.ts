@@ -1,0 +1,335 @@
+import type { Command } from 'commander';
+import type { TestReport } from '../hypervisors/port.ts';
+import { RouseError } from '../errors.ts';
+import { type Commands, examples, follow, repeated, type Terminal } from '../lib/terminal.ts';
+import { formatBytes, formatDuration, printable } from '../lib/text.ts';
+import { formatRelative, formatTime } from '../lib/times.ts';
+import type { EventView, ExportEntry, HypervisorView } from './schema.ts';
+import type { MachineView, SavesetView, Status } from './schema.ts';
+
+/** `rouse status`, `machines`, `savesets`, `exports`, `events` and `hypervisor …`. */
+export const catalogCommands: Commands = (program, terminal) => {
+  addStatus(program, terminal);
+  addMachines(program, terminal);
+  addSavesets(program, terminal);
+  addExports(program, terminal);
+  addEvents(program, terminal);
+  addHypervisor(program, terminal);
+};
+
+function addStatus(program: Command, terminal: Terminal): void {
+  const command = program
+    .command('status')
+    .description('show whether everything is well, and what is going on')
+    .action(async () => {
+      const client = await terminal.client();
+      const status = (await client.get('/v1/status')) as Status;
+      terminal.answer(status, () => printStatus(status, terminal));
+    });
+  examples(command, ['rouse status']);
+}
+
+function printStatus(status: Status, terminal: Terminal): void {
+  const { server, proxy, vault, counts } = status;
+  const nowMs = terminal.clock.now();
+  const fact = (name: string, value: string) =>
+    terminal.print(`${name.padEnd(13)}${printable(value)}`);
+  const since = (startedMs: number) => formatDuration(Math.max(0, nowMs - startedMs));
+  fact('Server', `Rouse ${server.version}, process ${server.pid}, up ${since(server.startedMs)}`);
+  fact('Data', server.dataDirectory);
+  if (proxy === null) {
+    terminal.print(`${'Proxy'.padEnd(13)}${terminal.paint('red', 'does not answer')}`);
+  } else {
+    fact('Proxy', `${proxy.name}, process ${proxy.pid}, up ${since(proxy.startedMs)}`);
+    const { port, mountPort, portmapper } = proxy.nfs;
+    fact('NFS', `port ${port}, MOUNT ${mountPort}, portmapper ${portmapper}`);
+    const { freeBytes, totalBytes } = proxy.space;
+    fact('Space', `${formatBytes(freeBytes)} free of ${formatBytes(totalBytes)}`);
+  }
+  if (vault !== null) {
+    const ratios = `dedup ${ratio(vault.dedupRatio)}, compression ${ratio(vault.compressionRatio)}`;
+    const stored = formatBytes(vault.storedBytes);
+    fact('Vault', `${formatBytes(vault.logicalBytes)} in ${stored} (${ratios})`);
+  }
+  fact('Machines', `${counts.machines}, with ${counts.savesets} savesets`);
+  fact('Hypervisors', String(counts.hypervisors));
+  fact('Recoveries', `${counts.activeRecoveries} active, ${counts.exports} exports`);
+  fact('Backups', `${counts.runningBackups} running`);
+  for (const warning of status.warnings) {
+    terminal.print(terminal.paint('yellow', `! ${printable(warning)}`));
+  }
+}
+
+function ratio(value: number): string {
+  return `${value.toFixed(2)}x`;
+}
+
+function addMachines(program: Command, terminal: Terminal): void {
+  const command = program
+    .command('machines')
+    .description('list machines: those of the hypervisors, and those that savesets remember')
+    .action(async () => {
+      const client = await terminal.client();
+      const answer = (await client.get('/v1/machines')) as {
+        readonly machines: readonly MachineView[];
+      };
+      const nowMs = terminal.clock.now();
+      terminal.answer(answer, () =>
+        terminal.table(
+          [
+            { title: 'name', flexible: true, minWidth: 12 },
+            { title: 'power', minWidth: 6 },
+            { title: 'hypervisor', flexible: true, minWidth: 10 },
+            { title: 'savesets', align: 'right', minWidth: 8 },
+            { title: 'latest', minWidth: 12 },
+            { title: 'size', align: 'right', minWidth: 8 },
+          ],
+          answer.machines.map((machine) => [
+            machine.name,
+            machine.power ?? '',
+            machine.hypervisor ?? '',
+            String(machine.savesets),
+            machine.latestSaveset === null
+              ? 'never'
+              : formatRelative(machine.latestSaveset.takenAtMs, nowMs),
+            formatBytes(machine.logicalBytes),
+          ]),
+          'No machine is known. Add a hypervisor: rouse hypervisor add NAME URI',
+        ),
+      );
+    });
+  examples(command, ['rouse machines']);
+}
+
+function addSavesets(program: Command, terminal: Terminal): void {
+  const command = program
+    .command('savesets')
+    .description('list savesets, newest first')
+    .argument('[machine]', 'of this machine alone')
+    .option('--mtree <name>', 'in this part of the vault alone')
+    .action(async (machine: string | undefined, options: { readonly mtree?: string }) => {
+      const query = new URLSearchParams();
+      if (machine !== undefined) query.set('machine', machine);
+      if (options.mtree !== undefined) query.set('mtree', options.mtree);
+      const client = await terminal.client();
+      const answer = (await client.get(`/v1/savesets?${query}`)) as {
+        readonly savesets: readonly SavesetView[];
+      };
+      terminal.answer(answer, () => printSavesets(answer.savesets, terminal));
+    });
+  examples(command, ['rouse savesets', 'rouse savesets web01']);
+}
+
+function printSavesets(savesets: readonly SavesetView[], terminal: Terminal): void {
+  terminal.table(
+    [
+      { title: 'id', minWidth: 10 },
+      { title: 'machine', flexible: true, minWidth: 8 },
+      { title: 'taken', minWidth: 16 },
+      { title: 'kind', minWidth: 11 },
+      { title: 'size', align: 'right', minWidth: 8 },
+      { title: 'new', align: 'right', minWidth: 8 },
+    ],
+    savesets.map((saveset) => [
+      saveset.id,
+      saveset.machine.name,
+      formatTime(saveset.takenAtMs),
+      saveset.kind,
+      formatBytes(saveset.logicalBytes),
+      formatBytes(saveset.newBytes),
+    ]),
+    'There is no saveset. Make one: rouse backup MACHINE',
+  );
+}
+
+function addExports(program: Command, terminal: Terminal): void {
+  const command = program
+    .command('exports')
+    .description('list NFS exports: whom they answer, and what was asked of them')
+    .action(async () => {
+      const client = await terminal.client();
+      const answer = (await client.get('/v1/exports')) as {
+        readonly exports: readonly ExportEntry[];
+      };
+      terminal.answer(answer, () => printExports(answer.exports, terminal));
+    });
+  examples(command, ['rouse exports']);
+}
+
+function printExports(exports: readonly ExportEntry[], terminal: Terminal): void {
+  const nowMs = terminal.clock.now();
+  terminal.table(
+    [
+      { title: 'path', flexible: true, minWidth: 12, cut: 'middle' },
+      { title: 'clients', flexible: true, minWidth: 9 },
+      { title: 'connected', align: 'right', minWidth: 9 },
+      { title: 'read', align: 'right', minWidth: 8 },
+      { title: 'written', align: 'right', minWidth: 8 },
+      { title: 'last used', minWidth: 9 },
+    ],
+    exports.map((entry) => [
+      entry.path,
+      entry.clients.join(' '),
+      String(entry.connected.length),
+      formatBytes(entry.counters.readBytes),
+      formatBytes(entry.counters.writtenBytes),
+      entry.lastUsedMs === undefined ? 'never' : formatRelative(entry.lastUsedMs, nowMs),
+    ]),
+    'Nothing is exported.',
+  );
+}
+
+function addEvents(program: Command, terminal: Terminal): void {
+  const command = program
+    .command('events')
+    .description('list what happened, oldest first')
+    .option('--limit <count>', 'at most so many, the latest ones', '100')
+    .option('--follow', 'and go on with what happens from now on, until Ctrl-C')
+    .addHelpText('after', '\nWith --follow --json, every event is one line of JSON.')
+    .action(async (options: { readonly limit: string; readonly follow?: true }) => {
+      const client = await terminal.client();
+      const query = new URLSearchParams({ limit: options.limit });
+      const answer = (await client.get(`/v1/events?${query}`)) as {
+        readonly events: readonly EventView[];
+      };
+      if (options.follow === undefined) {
+        terminal.answer(answer, () => {
+          if (answer.events.length === 0) terminal.print('Nothing happened yet.');
+          for (const event of answer.events) printEvent(event, terminal);
+        });
+        return;
+      }
+      await followEvents(answer.events, terminal);
+    });
+  examples(command, ['rouse events --limit 20', 'rouse events --follow']);
+}
+
+async function followEvents(first: readonly EventView[], terminal: Terminal): Promise<void> {
+  const show = (event: EventView) => terminal.answer(event, () => printEvent(event, terminal));
+  for (const event of first) show(event);
+  const after = first.at(-1)?.id ?? 0;
+  const controller = new AbortController();
+  const stopListening = terminal.onInterrupt(() => controller.abort());
+  try {
+    const path = `/v1/events?after=${after}`;
+    for await (const event of follow<EventView>(terminal, path, controller.signal)) show(event);
+  } finally {
+    stopListening();
+  }
+}
+
+function printEvent(event: EventView, terminal: Terminal): void {
+  const style = { info: undefined, warning: 'yellow', error: 'red' } as const;
+  const chosen = style[event.level];
+  const text = printable(event.message);
+  const level = event.level === 'info' ? '' : `${event.level}: `;
+  const line = `${formatTime(event.atMs)}  ${level}${text}`;
+  terminal.print(chosen === undefined ? line : terminal.paint(chosen, line));
+}
+
+function addHypervisor(program: Command, terminal: Terminal): void {
+  const parent = program
+    .command('hypervisor')
+    .description('add, list and test hypervisors; see hypervisor --help');
+  addHypervisorAdd(parent, terminal);
+  const list = parent
+    .command('list')
+    .description('list the hypervisors that Rouse knows')
+    .action(async () => {
+      const client = await terminal.client();
+      const answer = (await client.get('/v1/hypervisors')) as {
+        readonly hypervisors: readonly HypervisorView[];
+      };
+      terminal.answer(answer, () =>
+        terminal.table(
+          [
+            { title: 'name', flexible: true, minWidth: 8 },
+            { title: 'kind', minWidth: 7 },
+            { title: 'uri', flexible: true, minWidth: 14, cut: 'middle' },
+            { title: 'state', minWidth: 11 },
+            { title: 'datastores', flexible: true, minWidth: 10 },
+          ],
+          answer.hypervisors.map((entry) => [
+            entry.name,
+            entry.kind,
+            entry.uri,
+            entry.state,
+            entry.datastores.map((datastore) => datastore.name).join(' '),
+          ]),
+          'No hypervisor is known. Add one: rouse hypervisor add lab qemu:///system',
+        ),
+      );
+    });
+  examples(list, ['rouse hypervisor list']);
+  const test = parent
+    .command('test')
+    .description('show everything that is wrong with one; changes nothing')
+    .argument('<hypervisor>', 'name or id')
+    .action((reference: string) => testHypervisor(reference, terminal));
+  examples(test, ['rouse hypervisor test lab']);
+  const remove = parent
+    .command('remove')
+    .description('forget one; changes nothing on it')
+    .argument('<hypervisor>', 'name or id')
+    .action(async (reference: string) => {
+      const client = await terminal.client();
+      await client.delete(`/v1/hypervisors/${encodeURIComponent(reference)}`);
+      terminal.answer({ removed: reference }, () =>
+        terminal.print(`Rouse does not know ${printable(reference)} any more.`),
+      );
+    });
+  examples(remove, ['rouse hypervisor remove lab']);
+}
+
+function addHypervisorAdd(parent: Command, terminal: Terminal): void {
+  const add = parent
+    .command('add')
+    .description('add a hypervisor once its test is passed')
+    .argument('<name>', 'what to call it')
+    .argument('<uri>', 'a libvirt URI: qemu:///system, qemu+ssh://root@host/system')
+    .option('--datastore <name=path>', 'a directory for production disks (repeatable)', repeated)
+    .action(
+      async (name: string, uri: string, options: { readonly datastore?: readonly string[] }) => {
+        const datastores = (options.datastore ?? []).map(datastoreOf);
+        const client = await terminal.client();
+        const request = { name, kind: 'libvirt', uri, datastores };
+        const added = (await client.post('/v1/hypervisors', request)) as HypervisorView;
+        terminal.answer(added, () => {
+          terminal.print(`${printable(added.name)} is added.`);
+          terminal.print('→ rouse machines   shows its machines');
+        });
+      },
+    );
+  examples(add, ['rouse hypervisor add lab qemu:///system --datastore prod=/srv/images']);
+}
+
+function datastoreOf(text: string): { name: string; path: string } {
+  const at = text.indexOf('=');
+  if (at > 0 && text[at + 1] === '/') return { name: text.slice(0, at), path: text.slice(at + 1) };
+  throw new RouseError('bad-request', `--datastore "${text}" is not NAME=PATH`, {
+    advice: 'Give a name and an absolute path: --datastore prod=/srv/images',
+  });
+}
+
+async function testHypervisor(reference: string, terminal: Terminal): Promise<void> {
+  const client = await terminal.client();
+  const path = `/v1/hypervisors/${encodeURIComponent(reference)}/test`;
+  const report = (await client.post(path)) as TestReport;
+  terminal.answer(report, () => {
+    const verdict = report.ok
+      ? terminal.paint('green', 'is usable')
+      : terminal.paint('red', 'is not usable');
+    terminal.print(`${printable(reference)} ${verdict} (${printable(report.version)}).`);
+    for (const [name, value] of Object.entries(report.facts)) {
+      terminal.print(`${printable(name).padEnd(20)}${printable(value)}`);
+    }
+    for (const problem of report.problems) {
+      terminal.print(terminal.paint('yellow', `! ${printable(problem.message)}`));
+      terminal.print(`  → ${printable(problem.advice)}`);
+    }
+  });
+  if (report.ok) return;
+  throw new RouseError('hypervisor-error', `${reference} did not pass its test`, {
+    advice: report.problems[0]?.advice ?? 'Read what it said.',
+  });
+}
