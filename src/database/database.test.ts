@@ -25,7 +25,7 @@ afterEach(async () => {
 });
 
 function addEvent(seq: number): Promise<unknown> {
-  const event = { seq, timeMs: 1, subject: 's', level: 'info', message: `m${seq}` } as const;
+  const event = { seq, timeMs: 1, level: 'info', kind: 'test', message: `m${seq}` } as const;
   return database.query.insertInto('events').values(event).execute();
 }
 

@@ -163,10 +163,14 @@ export interface BackupsTable {
   id: string;
   machineId: string;
   machineName: string;
-  kind: 'full' | 'incremental';
+  /** null: not yet known. */
+  kind: 'full' | 'incremental' | null;
   state: 'running' | 'done' | 'failed' | 'cancelled';
   savesetId: string | null;
-  reasons: string;
+  /** Why it is full although it could be incremental. */
+  fullBecause: string | null;
+  consistency: 'crash' | 'filesystem' | 'offline' | null;
+  warnings: string;
   cost: string | null;
   startedMs: number;
   endedMs: number | null;
@@ -176,7 +180,11 @@ export interface BackupsTable {
 export interface EventsTable {
   seq: number;
   timeMs: number;
-  subject: string;
   level: 'info' | 'warning' | 'error';
+  /** Such as `recovery.available`. */
+  kind: string;
+  subjectKind: string | null;
+  subjectId: string | null;
+  subjectName: string | null;
   message: string;
 }

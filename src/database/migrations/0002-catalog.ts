@@ -90,10 +90,12 @@ async function backupsAndEvents({ schema }: Kysely<Tables>): Promise<void> {
     .addColumn('id', 'text', (c) => c.primaryKey())
     .addColumn('machine_id', 'text', (c) => c.notNull())
     .addColumn('machine_name', 'text', (c) => c.notNull())
-    .addColumn('kind', 'text', (c) => c.notNull())
+    .addColumn('kind', 'text')
     .addColumn('state', 'text', (c) => c.notNull())
     .addColumn('saveset_id', 'text')
-    .addColumn('reasons', 'text', (c) => c.notNull())
+    .addColumn('full_because', 'text')
+    .addColumn('consistency', 'text')
+    .addColumn('warnings', 'text', (c) => c.notNull())
     .addColumn('cost', 'text')
     .addColumn('started_ms', 'bigint', (c) => c.notNull())
     .addColumn('ended_ms', 'bigint')
@@ -105,9 +107,16 @@ async function backupsAndEvents({ schema }: Kysely<Tables>): Promise<void> {
     .createTable('events')
     .addColumn('seq', 'bigint', (c) => c.primaryKey())
     .addColumn('time_ms', 'bigint', (c) => c.notNull())
-    .addColumn('subject', 'text', (c) => c.notNull())
     .addColumn('level', 'text', (c) => c.notNull())
+    .addColumn('kind', 'text', (c) => c.notNull())
+    .addColumn('subject_kind', 'text')
+    .addColumn('subject_id', 'text')
+    .addColumn('subject_name', 'text')
     .addColumn('message', 'text', (c) => c.notNull())
     .execute();
-  await schema.createIndex('events_by_subject').on('events').columns(['subject', 'seq']).execute();
+  await schema
+    .createIndex('events_by_subject')
+    .on('events')
+    .columns(['subject_id', 'seq'])
+    .execute();
 }
