@@ -1,4 +1,4 @@
-import type { Selectable } from 'kysely';
+import type { Selectable, Updateable } from 'kysely';
 import type { Database } from '../database/database.ts';
 import type { HypervisorsTable } from '../database/tables.ts';
 import { RouseError } from '../errors.ts';
@@ -20,19 +20,29 @@ export class Hypervisors {
     this.#database = database;
   }
 
-  /** Adds it, or changes the one with that id. Throws `already-exists` when the name is taken. */
-  async put(hypervisor: HypervisorRow): Promise<void> {
-    const { id, name, kind, uri, addedMs } = hypervisor;
-    const rest = { name, kind, uri, addedMs, options: JSON.stringify(hypervisor.options ?? {}) };
+  /** Throws `already-exists` when the name or the id is taken. */
+  async insert(hypervisor: HypervisorRow): Promise<void> {
+    const row = { ...hypervisor, options: JSON.stringify(hypervisor.options ?? {}) };
+    try {
+      await this.#database.query.insertInto('hypervisors').values(row).execute();
+    } catch (error) {
+      throw takenName('hypervisor', hypervisor.name, error);
+    }
+  }
+
+  /** Changes what is named; the rest stays. Throws `not-found` and `already-exists`. */
+  async update(id: string, patch: Partial<Omit<HypervisorRow, 'id'>>): Promise<void> {
+    if (Object.keys(patch).length === 0) return;
     try {
       await this.#database.query
-        .insertInto('hypervisors')
-        .values({ id, ...rest })
-        .onConflict((on) => on.column('id').doUpdateSet(rest))
+        .updateTable('hypervisors')
+        .set(json.write(patch) as Updateable<HypervisorsTable>)
+        .where('id', '=', id)
         .execute();
     } catch (error) {
-      throw takenName('hypervisor', name, error);
+      throw takenName('hypervisor', patch.name ?? id, error);
     }
+    await this.get(id);
   }
 
   /** By name. */

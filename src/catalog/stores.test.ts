@@ -217,16 +217,22 @@ test('names of devices and hypervisors are unique, and people are told so', asyn
   const hypervisors = new Hypervisors(database);
   const options = { datastores: [{ name: 'prod', path: '/prod' }] };
   const added = { id: 'h1', name: 'here', kind: 'libvirt', uri: 'qemu:///system', addedMs: 1 };
-  await hypervisors.put({ ...added, options });
+  await hypervisors.insert({ ...added, options });
   assert.deepEqual(await hypervisors.get('h1'), { ...added, options });
-  await assert.rejects(hypervisors.put({ ...added, id: 'h2', options }), /called "here"/);
+  await assert.rejects(hypervisors.insert({ ...added, id: 'h2', options }), /called "here"/);
+  await hypervisors.insert({ ...added, id: 'h3', name: 'there', options: {} });
+  await hypervisors.update('h3', { uri: 'qemu:///session' });
+  assert.equal((await hypervisors.get('h3')).uri, 'qemu:///session');
+  assert.deepEqual((await hypervisors.get('h3')).options, {});
+  await assert.rejects(hypervisors.update('h3', { name: 'here' }), /called "here"/);
+  await assert.rejects(hypervisors.update('h4', { uri: 'x' }), isNotFound);
 });
 
 test('a removed hypervisor leaves its machines, without it', async () => {
   const hypervisors = new Hypervisors(database);
   const machines = new Machines(database);
   const uri = 'qemu:///session';
-  await hypervisors.put({ id: 'h1', name: 'h', kind: 'libvirt', uri, addedMs: 1, options: {} });
+  await hypervisors.insert({ id: 'h1', name: 'h', kind: 'libvirt', uri, addedMs: 1, options: {} });
   await machines.put({ ...web, uuid: 'u', hypervisorId: 'h1', lastSeenMs: 1 });
   await hypervisors.remove('h1');
   await hypervisors.remove('h1');
