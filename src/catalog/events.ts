@@ -62,20 +62,21 @@ export class Events {
       .execute();
   }
 
-  /** The last `limit` events between `after` and `before`, oldest first. */
-  async latest({ subjectId, after, before, limit }: EventsPage): Promise<readonly EventRow[]> {
+  /**
+   * Oldest first: the first `limit` after `after`, so that who follows the log misses none; without
+   * it, the last `limit` (before `before`).
+   */
+  async page({ subjectId, after, before, limit }: EventsPage): Promise<readonly EventRow[]> {
     let query = this.#database.query.selectFrom('events').selectAll();
     if (subjectId !== undefined) query = query.where('subjectId', '=', subjectId);
     if (before !== undefined) query = query.where('seq', '<', before);
     if (after !== undefined) query = query.where('seq', '>', after);
-    const rows = await query.orderBy('seq', 'desc').limit(limit).execute();
-    return rows.toReversed();
-  }
-
-  /** The first `limit` events after that number: for who follows the log and misses none. */
-  async next(after: number, limit: number): Promise<readonly EventRow[]> {
-    const query = this.#database.query.selectFrom('events').selectAll().where('seq', '>', after);
-    return query.orderBy('seq').limit(limit).execute();
+    const forwards = after !== undefined;
+    const rows = await query
+      .orderBy('seq', forwards ? 'asc' : 'desc')
+      .limit(limit)
+      .execute();
+    return forwards ? rows : rows.toReversed();
   }
 
   /** Every event from now on, once it is durable. */

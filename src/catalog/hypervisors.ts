@@ -20,13 +20,18 @@ export class Hypervisors {
     this.#database = database;
   }
 
-  /** Throws `already-exists` when the name or the id is taken. */
-  async insert(hypervisor: HypervisorRow): Promise<void> {
-    const row = { ...hypervisor, options: JSON.stringify(hypervisor.options ?? {}) };
+  /** Adds it, or changes the one with that id. Throws `already-exists` when the name is taken. */
+  async put(hypervisor: HypervisorRow): Promise<void> {
+    const { id, name, kind, uri, addedMs } = hypervisor;
+    const rest = { name, kind, uri, addedMs, options: JSON.stringify(hypervisor.options ?? {}) };
     try {
-      await this.#database.query.insertInto('hypervisors').values(row).execute();
+      await this.#database.query
+        .insertInto('hypervisors')
+        .values({ id, ...rest })
+        .onConflict((on) => on.column('id').doUpdateSet(rest))
+        .execute();
     } catch (error) {
-      throw takenName('hypervisor', hypervisor.name, error);
+      throw takenName('hypervisor', name, error);
     }
   }
 

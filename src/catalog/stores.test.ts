@@ -217,10 +217,10 @@ test('names of devices and hypervisors are unique, and people are told so', asyn
   const hypervisors = new Hypervisors(database);
   const options = { datastores: [{ name: 'prod', path: '/prod' }] };
   const added = { id: 'h1', name: 'here', kind: 'libvirt', uri: 'qemu:///system', addedMs: 1 };
-  await hypervisors.insert({ ...added, options });
+  await hypervisors.put({ ...added, options });
   assert.deepEqual(await hypervisors.get('h1'), { ...added, options });
-  await assert.rejects(hypervisors.insert({ ...added, id: 'h2', options }), /called "here"/);
-  await hypervisors.insert({ ...added, id: 'h3', name: 'there', options: {} });
+  await assert.rejects(hypervisors.put({ ...added, id: 'h2', options }), /called "here"/);
+  await hypervisors.put({ ...added, id: 'h3', name: 'there', options: {} });
   await hypervisors.update('h3', { uri: 'qemu:///session' });
   assert.equal((await hypervisors.get('h3')).uri, 'qemu:///session');
   assert.deepEqual((await hypervisors.get('h3')).options, {});
@@ -232,7 +232,7 @@ test('a removed hypervisor leaves its machines, without it', async () => {
   const hypervisors = new Hypervisors(database);
   const machines = new Machines(database);
   const uri = 'qemu:///session';
-  await hypervisors.insert({ id: 'h1', name: 'h', kind: 'libvirt', uri, addedMs: 1, options: {} });
+  await hypervisors.put({ id: 'h1', name: 'h', kind: 'libvirt', uri, addedMs: 1, options: {} });
   await machines.put({ ...web, uuid: 'u', hypervisorId: 'h1', lastSeenMs: 1 });
   await hypervisors.remove('h1');
   await hypervisors.remove('h1');
@@ -260,12 +260,12 @@ test('events keep their order, come in pages, and are heard once durable', async
   await add('e');
   assert.equal(heard.length, 4);
   const texts = (rows: readonly { message: string }[]) => rows.map((row) => row.message).join('');
-  assert.equal(texts(await events.latest({ limit: 2 })), 'de');
-  assert.equal(texts(await events.latest({ limit: 2, before: 4 })), 'bc');
-  assert.equal(texts(await events.latest({ limit: 9, after: 2 })), 'cde');
-  assert.equal(texts(await events.latest({ limit: 9, subjectId: 'r1' })), 'ab');
-  assert.equal(texts(await events.next(1, 2)), 'bc');
-  assert.equal(texts(await events.next(5, 2)), '');
+  assert.equal(texts(await events.page({ limit: 2 })), 'de');
+  assert.equal(texts(await events.page({ limit: 2, before: 4 })), 'bc');
+  assert.equal(texts(await events.page({ limit: 9, after: 2 })), 'cde');
+  assert.equal(texts(await events.page({ limit: 9, subjectId: 'r1' })), 'ab');
+  assert.equal(texts(await events.page({ limit: 2, after: 1 })), 'bc');
+  assert.equal(texts(await events.page({ limit: 2, after: 5 })), '');
 });
 
 test('the oldest events are dropped', async () => {
@@ -275,7 +275,7 @@ test('the oldest events are dropped', async () => {
   const nearlyFull = storeLimits.eventsKeptMax + storeLimits.eventsSweepEvery - 1;
   await database.query.updateTable('counters').set({ value: nearlyFull }).execute();
   await add();
-  assert.equal((await events.latest({ limit: 9 })).length, 1);
+  assert.equal((await events.page({ limit: 9 })).length, 1);
 });
 
 function isNotFound(error: unknown): boolean {
