@@ -90,9 +90,12 @@ export const nfsLimits = {
   replySegmentBytes: 256 * KiB,
   /** A READ of 1 MiB and its headers. */
   largeSegmentBytes: 1 * MiB + 4 * KiB,
-  /** Recycled buffers kept: 32 x 256 KiB + 16 x 1 MiB = 24 MiB. */
+  /** Recycled buffers kept: 32 x 256 KiB + 16 x 1 MiB + 16 x 1 MiB = 40 MiB. */
   freeSegmentsMax: 32,
   freeLargeSegmentsMax: 16,
+  freeInputsMax: 16,
+  /** Gathered calls below this are cheaper left to the collector. */
+  recycledInputBytes: 32 * KiB,
   /** A Linux client has up to 128 slots by default grown to 65,536; QEMU's iodepth is below 256. */
   connectionCallsMax: 256,
   /** 16 of the largest READs or WRITEs. */

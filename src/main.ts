@@ -1,3 +1,4 @@
+import * as fs from 'node:fs';
 import { createRequire } from 'node:module';
 import pino, { type Logger } from 'pino';
 import { createApi } from './api/server.ts';
@@ -15,6 +16,7 @@ import { createNfsServer } from './nfs/server.ts';
 import { Clones } from './proxy/clones.ts';
 import { listenForServer } from './proxy/listen.ts';
 import { LocalProxy } from './proxy/local-proxy.ts';
+import type { NbdAccess, NbdDisk } from './proxy/runner.ts';
 import { openServer } from './server.ts';
 import { type ChildMessage, startUp } from './supervisor.ts';
 import { createVault, openVault } from './vault/vault.ts';
@@ -101,9 +103,12 @@ export async function runServer(options: UpOptions): Promise<void> {
       version,
       listen: { socket: config.serverSocket },
     });
+    const entry = { socket: config.serverSocket, pid: process.pid, version };
+    fs.writeFileSync(config.serverFile, `${JSON.stringify(entry)}\n`, { mode: 0o600 });
     return {
       facts: { Server: config.serverSocket },
       close: async () => {
+        fs.rmSync(config.serverFile, { force: true });
         await api.close();
         await server.close();
       },
@@ -151,7 +156,11 @@ function toldToStop(): Promise<void> {
 }
 
 async function openTheVault(config: Config) {
-  const store = await openDirectoryStore({ files: nodeFiles, directory: config.vault });
+  const store = await openDirectoryStore({
+    files: nodeFiles,
+    directory: config.vault,
+    random: systemRandom,
+  });
   await createVault(store, { random: systemRandom, clock: systemClock }).catch((error: unknown) => {
     if (!isRouseError(error, 'already-exists')) throw error;
   });
@@ -165,18 +174,12 @@ async function openTheVault(config: Config) {
   });
 }
 
-async function openNbdDisk(access: {
-  readonly socket?: string;
-  readonly host?: string;
-  readonly port?: number;
-  readonly exportName: string;
-  readonly changesContext?: string;
-}) {
-  const { changesContext } = access;
-  const contexts = ['base:allocation', ...(changesContext === undefined ? [] : [changesContext])];
-  const disk = await connectNbd({ ...access, metaContexts: contexts });
-  if (changesContext === undefined) return disk;
+async function openNbdDisk(access: NbdAccess): Promise<NbdDisk> {
+  const { changesContext, ...where } = access;
+  if (changesContext === undefined) return connectNbd(where);
+  const disk = await connectNbd({ ...where, metaContexts: [changesContext] });
   return Object.assign(disk, {
-    changes: (offset: number, length: number) => disk.changedExtents(changesContext, offset, length),
+    changes: (offset: number, length: number) =>
+      disk.changedExtents(changesContext, offset, length),
   });
 }

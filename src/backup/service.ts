@@ -26,7 +26,12 @@ export interface BackupDesk {
   /** Savesets of a machine, newest first. */
   savesetsOf(machineId: string): Promise<readonly Saveset[]>;
   mtree(reference: string | undefined): Promise<string>;
-  tell(subject: string, level: 'info' | 'warning' | 'error', message: string): Promise<void>;
+  tell(
+    backup: { readonly id: string; readonly name: string },
+    level: 'info' | 'warning' | 'error',
+    kind: string,
+    message: string,
+  ): Promise<void>;
 }
 
 export class Backups implements BackupService {
@@ -50,7 +55,6 @@ export class Backups implements BackupService {
       id: backupId,
       machineId: input.machine.id,
       machineName: input.machine.name,
-      kind: 'full',
       startedMs: this.#desk.clock.now(),
     });
     await this.#desk.engine.submit('backup.run', `backup/${input.machine.id}`, input, backupId);
@@ -214,7 +218,8 @@ export class Backups implements BackupService {
     const finish = run.steps.find(({ name }) => name === 'Finish')?.result as
       | { warning?: string }
       | undefined;
-    const state = run.state === 'done' ? 'done' : run.state === 'cancelled' ? 'cancelled' : 'failed';
+    const state =
+      run.state === 'done' ? 'done' : run.state === 'cancelled' ? 'cancelled' : 'failed';
     const stored = state === 'done' && read !== undefined;
     await this.#desk.rows.update(id, {
       state,
@@ -225,10 +230,17 @@ export class Backups implements BackupService {
     });
     this.#jobs.delete(id);
     for (const wake of this.#wakes) wake();
-    const name = input.machine.name;
-    if (stored) await this.#desk.tell(id, 'info', `${name} is backed up: saveset ${read.savesetId}`);
-    else if (state === 'cancelled') await this.#desk.tell(id, 'warning', `${name}: cancelled`);
-    else await this.#desk.tell(id, 'error', `${name}: ${run.error?.message ?? 'failed'}`);
+    const { name } = input.machine;
+    const subject = { id, name };
+    if (stored) {
+      const message = `${name} is backed up: saveset ${read.savesetId}`;
+      await this.#desk.tell(subject, 'info', 'backup.done', message);
+    } else if (state === 'cancelled') {
+      await this.#desk.tell(subject, 'warning', 'backup.cancelled', `${name}: cancelled`);
+    } else {
+      const message = `${name}: ${run.error?.message ?? 'failed'}`;
+      await this.#desk.tell(subject, 'error', 'backup.failed', message);
+    }
   }
 }
 
@@ -240,6 +252,7 @@ function hasLabels(labels: Readonly<Record<string, string>>): boolean {
 /** vda, vdb, … as libvirt counts: files have no name of their own in a machine. */
 function defaultDiskName(index: number): string {
   const letter = String.fromCharCode('a'.charCodeAt(0) + (index % 26));
-  const prefix = index < 26 ? '' : String.fromCharCode('a'.charCodeAt(0) + Math.floor(index / 26) - 1);
+  const prefix =
+    index < 26 ? '' : String.fromCharCode('a'.charCodeAt(0) + Math.floor(index / 26) - 1);
   return `vd${prefix}${letter}`;
 }

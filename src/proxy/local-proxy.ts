@@ -23,7 +23,10 @@ import { createRunner, type RunnerParts } from './runner.ts';
  * found again after a restart, before the first NFS call is answered. Calls are serialised per
  * clone by `Clones`; jobs run beside them.
  */
-export interface LocalProxyParts extends Pick<RunnerParts, 'openFile' | 'openNbd' | 'createTarget'> {
+export interface LocalProxyParts extends Pick<
+  RunnerParts,
+  'openFile' | 'openNbd' | 'createTarget'
+> {
   readonly name: string;
   readonly version: string;
   readonly vault: Vault;

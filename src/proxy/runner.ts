@@ -12,14 +12,16 @@ import type { JobResult, JobSpec } from './port.ts';
 
 /** A disk being backed up over NBD, with the ranges that changed since the last backup. */
 export interface NbdDisk extends ReadableDisk {
-  changedExtents?(offset: number, length: number): Promise<readonly Extent[]>;
+  changes?(offset: number, length: number): Promise<readonly Extent[]>;
 }
+
+export type NbdAccess = Extract<BackupDiskSource['access'], { via: 'nbd' }>;
 
 /** What the jobs stand on, passed in by main.ts. */
 export interface RunnerParts {
   readonly vault: Vault;
   openFile(path: string, format: string | undefined): Promise<ReadableDisk>;
-  openNbd(access: Extract<BackupDiskSource['access'], { via: 'nbd' }>): Promise<NbdDisk>;
+  openNbd(access: NbdAccess): Promise<NbdDisk>;
   createTarget(path: string, format: 'raw' | 'qcow2', sizeBytes: number): Promise<DiskOutput>;
   sealClone(
     cloneId: string,
@@ -151,7 +153,7 @@ async function openSource(
   const before = base?.disks.find(({ name }) => name === from.name)?.root;
   const plain = { name: from.name, source: from.source, disk };
   if (before === undefined || before.sizeBytes !== disk.sizeBytes) return plain;
-  const changes = disk.changedExtents?.bind(disk);
+  const changes = disk.changes?.bind(disk);
   return changes === undefined ? plain : { ...plain, base: before, changes };
 }
 

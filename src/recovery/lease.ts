@@ -69,7 +69,7 @@ async function warn(
 ): Promise<void> {
   const left = formatDuration((leaseEndMs ?? 0) - world.clock.now());
   const message = `The lease of ${name} ends in ${left}; keep it with: rouse renew ${id}`;
-  await world.tell(id, 'warning', message);
+  await world.tell(id, 'warning', 'lease.ends-soon', message);
   const row = await world.recoveries.get(id);
   await world.recoveries.update(id, { warnings: [...row.warnings, message] });
 }
@@ -79,7 +79,12 @@ async function postpone(world: RecoveryWorld, id: string, name: string): Promise
   const leaseEndMs = world.clock.now() + 3_600_000;
   await world.recoveries.update(id, { leaseEndMs });
   await setLeaseTimers(world, id, leaseEndMs);
-  await world.tell(id, 'warning', `The lease of ${name} goes on while it is relocated`);
+  await world.tell(
+    id,
+    'warning',
+    'lease.extended',
+    `The lease of ${name} goes on while it is relocated`,
+  );
 }
 
 async function park(world: RecoveryWorld, input: RecoveryInput): Promise<void> {
@@ -101,6 +106,7 @@ async function park(world: RecoveryWorld, input: RecoveryInput): Promise<void> {
   await world.tell(
     id,
     'warning',
+    'lease.ended',
     `The lease of ${input.name} has ended: it is shut down, its writes are kept for ${kept}. ` +
       `Go on with: rouse resume ${id}`,
   );

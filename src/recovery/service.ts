@@ -1,5 +1,5 @@
 import { RouseError } from '../errors.ts';
-import type { RecoveryRow } from '../catalog/recoveries.ts';
+import { endedRecoveryStates as endedStates, type RecoveryRow } from '../catalog/recoveries.ts';
 import type { SavesetView } from '../catalog/schema.ts';
 import { formatDuration, pick } from '../lib/text.ts';
 import type { Saveset } from '../vault/api.ts';
@@ -36,8 +36,6 @@ export interface RecoveryDesk extends RecoveryWorld {
   savesetStored(saveset: Saveset): Promise<void>;
   picture(recoveryId: string): Promise<Buffer | undefined>;
 }
-
-const endedStates: readonly Recovery['state'][] = ['done', 'failed', 'cancelled'];
 
 export class Recoveries implements RecoveryService {
   readonly #desk: RecoveryDesk;
@@ -322,7 +320,12 @@ export class Recoveries implements RecoveryService {
     await recoveries.update(row.id, { leaseEndMs, warnings: [] });
     await setLeaseTimers(this.#desk, row.id, leaseEndMs);
     const left = formatDuration(request.leaseMs);
-    await this.#desk.tell(row.id, 'info', `the lease of ${row.name} now ends in ${left}`);
+    await this.#desk.tell(
+      row.id,
+      'info',
+      'lease.renewed',
+      `the lease of ${row.name} now ends in ${left}`,
+    );
     return this.get(row.id);
   }
 
@@ -408,7 +411,12 @@ export class Recoveries implements RecoveryService {
     }
     await this.#desk.savesetStored(view.result.saveset);
     const { id } = view.result.saveset;
-    await this.#desk.tell(row.id, 'info', `what ${row.name} wrote is sealed as saveset ${id}`);
+    await this.#desk.tell(
+      row.id,
+      'info',
+      'recovery.sealed',
+      `what ${row.name} wrote is sealed as saveset ${id}`,
+    );
     return this.#desk.savesetView(view.result.saveset);
   }
 

@@ -17,25 +17,35 @@ export async function settleOpened(
   if (run.state !== 'done' && input.resumed) {
     await world.recoveries.update(id, { state: 'parked', error: run.error ?? null });
     const why = run.error?.message ?? 'cancelled';
-    await world.tell(id, 'error', `${input.name} stays parked with its writes: ${why}`);
+    await world.tell(
+      id,
+      'error',
+      'recovery.parked',
+      `${input.name} stays parked with its writes: ${why}`,
+    );
     return;
   }
   if (run.state !== 'done') {
     const state = run.state === 'cancelled' ? 'cancelled' : 'failed';
     await world.recoveries.update(id, { state, endedMs: now, error: run.error ?? null });
     const why = run.error === undefined ? '' : `: ${run.error.message}`;
-    await world.tell(id, 'error', `${input.name}: the recovery was ${state} and undone${why}`);
+    await world.tell(
+      id,
+      'error',
+      'recovery.failed',
+      `${input.name}: the recovery was ${state} and undone${why}`,
+    );
     return;
   }
   if (input.mode === 'new') {
     await world.recoveries.update(id, { state: 'done', endedMs: now });
-    await world.tell(id, 'info', `${input.name} is restored`);
+    await world.tell(id, 'info', 'recovery.restored', `${input.name} is restored`);
     return;
   }
   const leaseEndMs = (run.endedMs ?? now) + input.leaseMs;
   await world.recoveries.update(id, { state: 'available', leaseEndMs });
   await setLeaseTimers(world, id, leaseEndMs);
-  await world.tell(id, 'info', `${input.name} is available`);
+  await world.tell(id, 'info', 'recovery.available', `${input.name} is available`);
   await keepFirstPicture(world, input);
   if (input.relocateTo !== null) {
     const at = input.relocateAtMs ?? world.clock.now();
@@ -53,7 +63,12 @@ async function keepFirstPicture(world: RecoveryWorld, input: RecoveryInput): Pro
     if (png !== undefined) await world.keepPicture(input.recoveryId, png);
   } catch (error) {
     if (!isRouseError(error)) throw error;
-    await world.tell(input.recoveryId, 'warning', `no picture of the screen: ${error.message}`);
+    await world.tell(
+      input.recoveryId,
+      'warning',
+      'recovery.picture',
+      `no picture of the screen: ${error.message}`,
+    );
   }
 }
 
@@ -67,11 +82,16 @@ export async function settleRelocated(
   if (run.state !== 'done') {
     await world.recoveries.update(id, { state: 'available' });
     const why = run.error === undefined ? 'cancelled' : run.error.message;
-    await world.tell(id, 'warning', `${name} was not relocated and runs on: ${why}`);
+    await world.tell(
+      id,
+      'warning',
+      'recovery.relocation-failed',
+      `${name} was not relocated and runs on: ${why}`,
+    );
     return;
   }
   await world.recoveries.update(id, { state: 'cleaning' });
-  await world.tell(id, 'info', `${name} was relocated to ${input.to.name}`);
+  await world.tell(id, 'info', 'recovery.relocated', `${name} was relocated to ${input.to.name}`);
   const close: CloseInput = {
     recovery: input.recovery,
     reason: 'relocated',
@@ -91,18 +111,33 @@ export async function settleClosed(
   if (run.state !== 'done') {
     const error = run.error ?? null;
     await world.recoveries.update(id, { state: 'failed', error });
-    await world.tell(id, 'error', `clean-up did not finish: ${run.error?.message ?? run.state}`);
+    await world.tell(
+      id,
+      'error',
+      'recovery.clean-up-failed',
+      `clean-up did not finish: ${run.error?.message ?? run.state}`,
+    );
     return;
   }
   await clearTimers(world, id);
   if (input.keepWrites) {
     await world.recoveries.update(id, { state: 'parked' });
-    await world.tell(id, 'info', `${input.recovery.name} is put away; its writes are kept`);
+    await world.tell(
+      id,
+      'info',
+      'recovery.kept',
+      `${input.recovery.name} is put away; its writes are kept`,
+    );
     return;
   }
   const state = input.reason === 'relocated' ? 'done' : 'cancelled';
   await world.recoveries.update(id, { state, endedMs: now });
-  await world.tell(id, 'info', `everything of ${input.recovery.name}'s recovery is cleaned up`);
+  await world.tell(
+    id,
+    'info',
+    'recovery.cleaned',
+    `everything of ${input.recovery.name}'s recovery is cleaned up`,
+  );
 }
 
 async function clearTimers(world: RecoveryWorld, id: string): Promise<void> {

@@ -16,7 +16,12 @@ export interface RecoveryWorld {
   proxies(): readonly ReachableProxy[];
   hypervisor(id: string): Promise<Hypervisor>;
   /** A line in the log of events, and for those who watch. */
-  tell(recoveryId: string, level: 'info' | 'warning' | 'error', message: string): Promise<void>;
+  tell(
+    recoveryId: string,
+    level: 'info' | 'warning' | 'error',
+    kind: string,
+    message: string,
+  ): Promise<void>;
   /** Keeps the machine's last picture. */
   keepPicture(recoveryId: string, png: Buffer): Promise<void>;
 }

@@ -1,0 +1,86 @@
+import type { HypervisorCatalog } from './hypervisor-service.ts';
+import { formatBytes } from '../lib/text.ts';
+import { catalogLimits } from '../limits.ts';
+import type { Proxy, ProxyStatus } from '../proxy/port.ts';
+import type { VaultStats } from '../vault/api.ts';
+import type { ExportEntry, ExportService, Status, StatusService } from './schema.ts';
+
+export interface StatusDesk {
+  readonly server: Status['server'];
+  readonly hypervisors: HypervisorCatalog;
+  proxy(): Proxy;
+  machineCount(): Promise<number>;
+  savesetCount(): Promise<number>;
+  /** Active recoveries with the warnings they carry. */
+  activeRecoveries(): Promise<
+    readonly {
+      readonly id: string;
+      readonly name: string;
+      readonly cloneId: string | null;
+      readonly warnings: readonly string[];
+    }[]
+  >;
+  runningBackups(): Promise<number>;
+}
+
+/** The state of the whole on one page; a part that does not answer is a warning, not an error. */
+export class StatusBoard implements StatusService, ExportService {
+  readonly #desk: StatusDesk;
+
+  constructor(desk: StatusDesk) {
+    this.#desk = desk;
+  }
+
+  async status(): Promise<Status> {
+    const warnings: string[] = [];
+    const answer = async <T>(what: string, ask: () => Promise<T>): Promise<T | null> => {
+      try {
+        return await ask();
+      } catch (error) {
+        warnings.push(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+        return null;
+      }
+    };
+    const proxy = await answer('The proxy does not answer', () => this.#desk.proxy().status());
+    const vault = await answer('The vault does not answer', () => this.#desk.proxy().vaultStats());
+    const recoveries = await this.#desk.activeRecoveries();
+    warnings.push(...recoveries.flatMap((recovery) => recovery.warnings), ...lowSpace(proxy));
+    return {
+      server: this.#desk.server,
+      proxy,
+      vault: vault satisfies VaultStats | null,
+      counts: {
+        machines: await this.#desk.machineCount(),
+        savesets: await this.#desk.savesetCount(),
+        hypervisors: (await this.#desk.hypervisors.rows()).length,
+        exports: proxy?.exports ?? 0,
+        activeRecoveries: recoveries.length,
+        runningBackups: await this.#desk.runningBackups(),
+      },
+      warnings,
+    };
+  }
+
+  async list(): Promise<readonly ExportEntry[]> {
+    const exports = await this.#desk.proxy().exports();
+    const recoveries = await this.#desk.activeRecoveries();
+    return exports.map((entry) => {
+      const owner = recoveries.find(({ cloneId }) => cloneId === entry.cloneId);
+      return {
+        ...entry,
+        recovery: owner === undefined ? null : { id: owner.id, name: owner.name },
+      };
+    });
+  }
+}
+
+/** Said before a write fails, not when (datastore.md: full disk). */
+function lowSpace(proxy: ProxyStatus | null): string[] {
+  if (proxy === null) return [];
+  const { freeBytes, totalBytes } = proxy.space;
+  if (freeBytes >= totalBytes * catalogLimits.spaceWarningShare) return [];
+  return [
+    `Only ${formatBytes(freeBytes)} are free where vault and clones lie: machines that run from ` +
+      'their backup get "no space left" when that is used up. Free some, or relocate them.',
+  ];
+}

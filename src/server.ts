@@ -1,0 +1,337 @@
+import * as path from 'node:path';
+import type { Services } from './api/services.ts';
+import { type Catalog, openCatalog } from './catalog/catalog.ts';
+import { MachineCatalog, savesetView } from './catalog/catalog-service.ts';
+import { EventLog } from './catalog/event-service.ts';
+import { HypervisorCatalog } from './catalog/hypervisor-service.ts';
+import { StatusBoard } from './catalog/status-service.ts';
+import { VaultDoor } from './catalog/vault-service.ts';
+import { Backups, type BackupDesk } from './backup/service.ts';
+import { backupWorkflow, type BackupWorld } from './backup/taking.ts';
+import type { Config } from './config.ts';
+import { type Database, openDatabase } from './database/database.ts';
+import { RouseError } from './errors.ts';
+import type { BackupSource } from './hypervisors/port.ts';
+import { openLibvirt } from './hypervisors/libvirt/driver.ts';
+import type { Clock } from './lib/clock.ts';
+import { httpClient } from './lib/http-client.ts';
+import type { Random } from './lib/random.ts';
+import { pick } from './lib/text.ts';
+import { renderMetrics } from './metrics.ts';
+import { proxyClient } from './proxy/client.ts';
+import type { Proxy } from './proxy/port.ts';
+import { instantAccess } from './recovery/instant-access.ts';
+import { listenToLeases } from './recovery/lease.ts';
+import { inputOf, Recoveries, type RecoveryDesk } from './recovery/service.ts';
+import { ScratchFiles } from './scratch-files.ts';
+import type { Engine } from './workflows/api.ts';
+import { createEngine } from './workflows/engine.ts';
+
+/** The server's stores and services, joined; main.ts puts listeners before them. */
+export interface ServerOptions {
+  readonly config: Config;
+  readonly log: ServerLog;
+  readonly version: string;
+  readonly clock: Clock;
+  readonly random: Random;
+}
+
+export interface ServerLog {
+  info(facts: object, message: string): void;
+  error(facts: object, message: string): void;
+}
+
+export interface Server {
+  readonly services: Services;
+  close(): Promise<void>;
+}
+
+export async function openServer(options: ServerOptions): Promise<Server> {
+  const { config, clock } = options;
+  const database = await openDatabase({ path: config.catalogFile, clock });
+  const rooms = new Rooms(options, database);
+  await rooms.start();
+  return {
+    services: rooms.services(),
+    close: async () => {
+      await rooms.stop();
+      await database.close();
+    },
+  };
+}
+
+/** The device of the embedded vault: one server, one proxy, one directory. */
+const deviceId = 'local';
+
+/** Stores and services by name; how they see each other is said here and nowhere else. */
+class Rooms {
+  readonly #options: ServerOptions;
+  readonly #catalog: Catalog;
+  readonly #hypervisors: HypervisorCatalog;
+  readonly #machines: MachineCatalog;
+  readonly #recoveries: Recoveries;
+  readonly #backups: Backups;
+  readonly #engine: Engine;
+  readonly #proxy: Proxy;
+  readonly #scratch: ScratchFiles;
+  readonly #closeProxy: () => void;
+  readonly #stopping = new AbortController();
+  readonly #startedMs: number;
+
+  constructor(options: ServerOptions, database: Database) {
+    const { config, clock, random, log } = options;
+    this.#options = options;
+    this.#startedMs = clock.now();
+    this.#catalog = openCatalog(database, clock);
+    this.#scratch = new ScratchFiles(config.scratch, path.join(config.data, 'pictures'));
+    this.#engine = createEngine({
+      database,
+      clock,
+      random,
+      report: (error, where) => log.error({ err: error, where }, 'a workflow met an error'),
+    });
+    const http = httpClient({ url: `unix:${config.proxySocket}`, peer: 'proxy', repeatable: true });
+    this.#closeProxy = () => http.close();
+    this.#proxy = proxyClient((route, body, timeoutMs) => http.post(route, body, { timeoutMs }));
+    this.#hypervisors = this.#hypervisorCatalog();
+    this.#machines = new MachineCatalog({
+      hypervisors: this.#hypervisors,
+      savesets: () => this.#catalog.savesets.list(),
+      activeRecoveries: () => this.#catalog.recoveries.list({ active: true }),
+    });
+    this.#recoveries = this.#recoveryService();
+    this.#backups = this.#backupService();
+  }
+
+  #hypervisorCatalog(): HypervisorCatalog {
+    const { config, clock, random } = this.#options;
+    return new HypervisorCatalog({
+      clock,
+      random,
+      rows: this.#catalog.hypervisors,
+      connect: (id, uri, { datastores }) =>
+        openLibvirt({
+          uri,
+          clock,
+          datastores,
+          stateDirectory: path.join(config.data, 'hypervisors', id),
+        }),
+      usersOf: async (hypervisorId) => {
+        const active = await this.#catalog.recoveries.list({ active: true });
+        return active.filter((row) => row.hypervisorId === hypervisorId).map(({ name }) => name);
+      },
+    });
+  }
+
+  #recoveryService(): Recoveries {
+    const { config, clock, random } = this.#options;
+    const proxy = { name: config.proxyName, address: config.proxyAddress, calls: this.#proxy };
+    const desk: RecoveryDesk = {
+      clock,
+      random,
+      engine: this.#engine,
+      recoveries: this.#catalog.recoveries,
+      device: (savesetId) => this.#deviceOf(savesetId),
+      proxies: () => [proxy],
+      hypervisor: (id) => this.#hypervisors.driver(id),
+      tell: async (recoveryId, level, kind, message) => {
+        const row = await this.#catalog.recoveries.find(recoveryId);
+        const subject = { kind: 'recovery', id: recoveryId, name: row?.name ?? recoveryId };
+        await this.#catalog.events.append({ level, kind, subject, message });
+      },
+      keepPicture: (id, png) => this.#scratch.keepPicture(id, png),
+      picture: (id) => this.#scratch.picture(id),
+      chooseSaveset: (request) => this.#machines.chooseSaveset(request),
+      chooseHypervisor: (reference, machineId) => this.#chooseHypervisor(reference, machineId),
+      hypervisorName: (id) => this.#hypervisorName(id),
+      savesetView,
+      savesetStored: (saveset) => this.#catalog.savesets.put(saveset, deviceId),
+    };
+    const recoveries = new Recoveries(desk);
+    const { open, relocate, close } = instantAccess(desk);
+    this.#engine.register(open);
+    this.#engine.register(relocate);
+    this.#engine.register(close);
+    recoveries.listen();
+    listenToLeases(
+      desk,
+      async (id) => inputOf(await this.#catalog.recoveries.get(id)),
+      (id) => recoveries.hostId(id),
+    );
+    return recoveries;
+  }
+
+  async #deviceOf(savesetId: string): Promise<{ name: string; address: string }> {
+    const device = await this.#catalog.devices.find(
+      (await this.#catalog.savesets.deviceOf(savesetId)) ?? deviceId,
+    );
+    if (device !== undefined) return device;
+    throw new RouseError('not-found', `no device is known that holds saveset ${savesetId}`, {
+      advice: 'The proxy was never reached: look at rouse status.',
+    });
+  }
+
+  /** Named; or where the machine was backed up from; or the only one there is. */
+  async #chooseHypervisor(
+    reference: string | undefined,
+    machineId: string,
+  ): Promise<string | null> {
+    if (reference !== undefined) return (await this.#hypervisors.row(reference)).id;
+    const rows = await this.#hypervisors.rows();
+    const [first] = rows;
+    if (first === undefined) {
+      throw new RouseError('not-found', 'no hypervisor is known yet', {
+        advice: 'Add one: rouse hypervisor add NAME qemu:///system',
+      });
+    }
+    if (rows.length === 1) return first.id;
+    const [latest] = await this.#catalog.savesets.list({ machineId, limit: 1 });
+    const origin = latest?.labels[hypervisorLabel];
+    const known = rows.find(({ id }) => id === origin);
+    if (known !== undefined) return known.id;
+    const names = rows.map(({ name }) => name).join(', ');
+    throw new RouseError('bad-request', 'several hypervisors could take this machine', {
+      advice: `Name one with --hypervisor: ${names}`,
+    });
+  }
+
+  async #hypervisorName(id: string): Promise<string> {
+    const rows = await this.#hypervisors.rows();
+    return rows.find((row) => row.id === id)?.name ?? id;
+  }
+
+  #backupService(): Backups {
+    const { config, clock, random } = this.#options;
+    const desk: BackupDesk = {
+      clock,
+      random,
+      engine: this.#engine,
+      rows: this.#catalog.backups,
+      scratchDirectory: config.scratch,
+      findMachine: (reference, hypervisor) =>
+        this.#machines.findOnHypervisor(reference, hypervisor),
+      hypervisorName: (id) => this.#hypervisorName(id),
+      savesetsOf: (machineId) => this.#catalog.savesets.list({ machineId }),
+      mtree: (reference) => this.#mtree(reference),
+      tell: async ({ id, name }, level, kind, message) => {
+        await this.#catalog.events.append({
+          level,
+          kind,
+          subject: { kind: 'backup', id, name },
+          message,
+        });
+      },
+    };
+    const backups = new Backups(desk);
+    const world: BackupWorld = {
+      clock,
+      proxy: () => this.#proxy,
+      hypervisor: (id) => this.#hypervisors.driver(id),
+      keepFiles: (id, files) => this.#scratch.keep(id, files),
+      keptFiles: async (id) => (await this.#scratch.kept(id)) as BackupSource['files'],
+      dropFiles: (id) => this.#scratch.drop(id),
+      savesetStored: (saveset) => this.#catalog.savesets.put(saveset, deviceId),
+      begun: (id, source) =>
+        this.#catalog.backups.update(id, {
+          kind: source.kind,
+          fullBecause: source.fullBecause ?? null,
+          consistency: source.consistency,
+        }),
+      progress: (id, view) => backups.progress(id, view),
+      settled: (run, input) => backups.settled(run, input),
+    };
+    this.#engine.register(backupWorkflow(world));
+    return backups;
+  }
+
+  async #mtree(reference: string | undefined): Promise<string> {
+    const mtrees = await this.#proxy.mtrees();
+    if (reference === undefined) {
+      const [first] = mtrees;
+      return first?.name ?? (await this.#proxy.createMtree('main', 'lz4')).name;
+    }
+    const named = mtrees.map(({ name }) => ({ id: name, name }));
+    return pick('mtree', reference, named, 'rouse vault stats').name;
+  }
+
+  async start(): Promise<void> {
+    await this.#learnVault().catch((error: unknown) => {
+      this.#options.log.error({ err: error }, 'the proxy does not answer yet');
+      void this.#learnLater();
+    });
+    await this.#recoveries.resumeUnsubmitted();
+    await this.#engine.start();
+  }
+
+  /** The vault is right: devices and savesets of the catalog are made equal to it. */
+  async #learnVault(): Promise<void> {
+    const { vault } = await this.#proxy.status();
+    await this.#catalog.devices.put({
+      id: deviceId,
+      name: deviceId,
+      kind: 'directory',
+      address: vault.path,
+      vaultId: vault.id,
+      createdMs: this.#startedMs,
+    });
+    await this.#catalog.savesets.rebuild(await this.#proxy.savesets(), deviceId);
+  }
+
+  async #learnLater(): Promise<void> {
+    const { signal } = this.#stopping;
+    while (!signal.aborted) {
+      try {
+        await this.#options.clock.sleep(1_000, signal);
+        await this.#learnVault();
+        return;
+      } catch (error) {
+        if (!signal.aborted) this.#options.log.error({ err: error }, 'the proxy is away');
+      }
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    await this.#engine.stop();
+    this.#closeProxy();
+  }
+
+  services(): Services {
+    const { config, version } = this.#options;
+    const board = new StatusBoard({
+      server: {
+        version,
+        pid: process.pid,
+        startedMs: this.#startedMs,
+        socket: config.serverSocket,
+        dataDirectory: config.data,
+      },
+      hypervisors: this.#hypervisors,
+      proxy: () => this.#proxy,
+      machineCount: async () => (await this.#machines.machines()).length,
+      savesetCount: async () => (await this.#catalog.savesets.list()).length,
+      activeRecoveries: () => this.#catalog.recoveries.list({ active: true }),
+      runningBackups: async () => (await this.#catalog.backups.list({ state: 'running' })).length,
+    });
+    return {
+      recoveries: this.#recoveries,
+      backups: this.#backups,
+      catalog: this.#machines,
+      hypervisors: this.#hypervisors,
+      exports: board,
+      events: new EventLog(this.#catalog.events),
+      vault: new VaultDoor({
+        random: this.#options.random,
+        proxy: () => this.#proxy,
+        savesetId: async (reference) =>
+          (await this.#machines.chooseSaveset({ saveset: reference })).id,
+        refresh: () => this.#learnVault(),
+      }),
+      status: board,
+      metrics: async () => renderMetrics(await board.status(), await board.list()),
+    };
+  }
+}
+
+/** The label that a backup leaves so that recovery knows where the machine came from. */
+export const hypervisorLabel = 'rouse.hypervisor';
