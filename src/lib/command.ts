@@ -17,6 +17,8 @@ export interface CommandOptions {
   readonly signal?: AbortSignal;
   /** More than this ends the program with `io-error`. */
   readonly outputBytesMax?: number;
+  /** Sees what is printed as it comes, such as progress. */
+  readonly onOutput?: (part: Buffer) => void;
   /** The Debian package that brings the program, for the advice. */
   readonly package?: string;
 }
@@ -41,7 +43,10 @@ export async function runCommand(
   const watch = watchEnd(child, program, options);
   const stdout = new Collected(options.outputBytesMax ?? processLimits.outputBytesMax, watch.fail);
   const stderr = new Collected(errorBytesMax, () => undefined);
-  child.stdout.on('data', (part: Buffer) => stdout.add(part));
+  child.stdout.on('data', (part: Buffer) => {
+    stdout.add(part);
+    options.onOutput?.(part);
+  });
   child.stderr.on('data', (part: Buffer) => stderr.add(part));
   // A program that ends without reading its input closes the pipe; its exit status says why.
   child.stdin.on('error', () => undefined);

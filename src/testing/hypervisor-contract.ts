@@ -139,8 +139,11 @@ function describeRegistration(world: World): void {
     await rejectsWith('already-exists', hypervisor.register(foreign));
     assert.equal((await hypervisor.machine(id)).name, 'contract-register');
     assert.deepEqual(await hypervisor.datastoreUsers(datastore.name), [id]);
+    assert.equal(await hypervisor.findMarked(spec.mark), id);
+    assert.equal(await hypervisor.findMarked('another-recovery'), undefined);
     await rejectsWith('busy', hypervisor.unmountDatastore(hostId, datastore.name));
     await hypervisor.unregister(id);
+    assert.equal(await hypervisor.findMarked(spec.mark), undefined);
     await hypervisor.unregister(id);
     assert.deepEqual(await hypervisor.datastoreUsers(datastore.name), []);
     await hypervisor.unmountDatastore(hostId, datastore.name);
@@ -182,6 +185,7 @@ function describeRelocation(world: World): void {
   for (const power of ['on', 'off'] as const) {
     it(`relocates a machine that is ${power} until nothing is left, repeatably`, async () => {
       const { hypervisor, datastore, disk } = world();
+      let path = '';
       await withMachine(world(), `contract-move-${power}`, async (id) => {
         if (power === 'on') await hypervisor.powerOn(id);
         const seen: number[] = [];
@@ -196,10 +200,11 @@ function describeRelocation(world: World): void {
         assert.equal(await hypervisor.powerState(id), power);
         const again = await hypervisor.relocate(relocateSpec(world(), id, 0), watch);
         assert.deepEqual(again, moved);
-        await hypervisor.powerOff(id, 'off');
-        const { sizeBytes, path } = moved.disks[0] ?? { sizeBytes: 0, path: '' };
-        await hypervisor.removeDisk({ path, sizeBytes, format: 'qcow2' });
+        path = moved.disks[0]?.path ?? '';
+        await hypervisor.stopRelocation(id);
+        assert.equal((await hypervisor.machine(id)).disks[0]?.source, path);
       });
+      await hypervisor.removeDisk({ path, sizeBytes: disk.sizeBytes, format: 'qcow2' });
     });
   }
 

@@ -1,4 +1,4 @@
-import { mkdir, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { RouseError, isRouseError, toRouseError } from '../../errors.ts';
 import { libvirtLimits } from '../../limits.ts';
@@ -279,25 +279,17 @@ async function startJob(
   }
 }
 
-/** virsh reads two documents, and has one standard input: files in the scratch directory. */
 async function runBackupBegin(
   job: Job,
   backup: string,
   checkpoint: string | undefined,
 ): Promise<void> {
-  const { context, machine, spec } = job;
-  const values = ['backup-begin', '--domain', machine.id, '--backupxml', '/dev/stdin'];
-  if (checkpoint === undefined) {
-    await context.virsh.run(values, { input: backup });
-    return;
-  }
-  const path = join(spec.scratchDirectory, `rouse-${spec.token}-checkpoint.xml`);
-  await writeFile(path, checkpoint, { mode: 0o600 });
-  try {
-    await context.virsh.run([...values, '--checkpointxml', path], { input: backup });
-  } finally {
-    await rm(path, { force: true });
-  }
+  const documents = checkpoint === undefined ? [backup] : [backup, checkpoint];
+  await job.context.virsh.withXml(documents, (backupFile = '', checkpointFile) => [
+    'backup-begin',
+    ...['--domain', job.machine.id, '--backupxml', backupFile],
+    ...(checkpointFile === undefined ? [] : ['--checkpointxml', checkpointFile]),
+  ]);
 }
 
 function backupXml(job: Job, recorded: ReadonlySet<string>, since: string | undefined): XmlElement {

@@ -104,16 +104,15 @@ export async function mountDatastore(
       `a datastore named ${spec.name} shows ${mounted.server}:${mounted.path}`,
     );
   }
-  const client = mounted?.client ?? (await chooseClient(context));
-  const entry = { ...spec, client };
-  // Written down first: a kill between leaves a mount that is known and can be taken away.
+  const entry = { ...spec, client: mounted?.client ?? (await chooseClient(context, spec)) };
+  // Written down before anything is mounted, so that a kill between leaves a mount that is known.
   await context.state.change((state) => ({
     ...state,
     datastores: [...state.datastores.filter((one) => one.name !== spec.name), entry],
   }));
   try {
-    if (client === 'kernel') await mountByKernel(context, spec);
-    else if (context.virsh.isLocal) await checkByQemu(spec);
+    if (entry.client === 'kernel') await mountByKernel(context, spec);
+    else if (mounted !== undefined && context.virsh.isLocal) await checkByQemu(spec);
   } catch (error) {
     if (mounted === undefined) await forgetDatastore(context, spec.name);
     throw error;
@@ -121,25 +120,30 @@ export async function mountDatastore(
   return mountedStore(hostId, entry);
 }
 
-async function chooseClient(context: LibvirtContext): Promise<'qemu' | 'kernel'> {
+/** The client that a guest will use, proven to reach the export where that can be done. */
+async function chooseClient(
+  context: LibvirtContext,
+  spec: DatastoreSpec,
+): Promise<'qemu' | 'kernel'> {
   const wanted = context.options.nfsClient ?? 'auto';
   if (!context.virsh.isLocal) return 'qemu';
-  if (wanted === 'kernel' || (wanted === 'auto' && !(await qemuSpeaksNfs()))) {
-    const why = await whyNoKernelClient();
-    if (why === undefined) return 'kernel';
-    throw new RouseError('hypervisor-unsupported', `the host cannot mount NFS: ${why}`, {
-      advice: "Install QEMU's NFS client: apt-get install qemu-block-extra",
-    });
-  }
-  return 'qemu';
+  if (wanted !== 'kernel' && (await checkByQemu(spec))) return 'qemu';
+  const why = await whyNoKernelClient();
+  if (why === undefined && wanted !== 'qemu') return 'kernel';
+  const said = wanted === 'qemu' ? 'its QEMU has no NFS client' : why;
+  throw new RouseError('hypervisor-unsupported', `the host cannot mount NFS: ${said}`, {
+    advice: "Install QEMU's NFS client: apt-get install qemu-block-extra",
+  });
 }
 
 export async function qemuSpeaksNfs(): Promise<boolean> {
   // With the driver there, an address that is none fails for that reason.
   const url = 'json:{"driver":"nfs","path":"/","server":{"type":"inet","host":""}}';
   const result = await runCommand('qemu-img', ['info', url]);
-  return !/Unknown driver|Unknown protocol/u.test(result.stderr);
+  return !unknownDriver.test(result.stderr);
 }
+
+const unknownDriver = /Unknown driver|Unknown protocol/u;
 
 /** Undefined when the kernel can mount NFS. */
 export async function whyNoKernelClient(): Promise<string | undefined> {
@@ -172,14 +176,16 @@ async function isMounted(place: string): Promise<boolean> {
 /**
  * QEMU's client mounts the directory of the file it opens, so opening a file that cannot exist
  * proves the whole way: portmapper, mount, NFS, and that this host's address is let in.
+ * False: this QEMU has no NFS client.
  */
-async function checkByQemu(spec: DatastoreSpec): Promise<void> {
+async function checkByQemu(spec: DatastoreSpec): Promise<boolean> {
   const url = qemuNfsUrl(spec.server, `${spec.path}/.rouse-is-there`);
   const result = await runCommand('qemu-img', ['info', '--force-share', url], {
     timeoutMs: libvirtLimits.mountTimeoutMs,
   });
   const said = result.stderr.trim();
-  if (result.exit === 0 || /NFS3ERR_NOENT|No such file/u.test(said)) return;
+  if (result.exit === 0 || /NFS3ERR_NOENT|No such file/u.test(said)) return true;
+  if (unknownDriver.test(said)) return false;
   const last = said.slice(said.lastIndexOf('Failed'));
   const where = `${spec.server}:${spec.path}`;
   if (/Failed to mount nfs share: (?!.*MNT3ERR)/u.test(said)) {

@@ -37,7 +37,7 @@ import { liesOn, readMark } from './domain.ts';
 import { decideKvm, hostAddresses, testHost } from './host.ts';
 import type { KvmVerdict } from './kvm.ts';
 import * as machines from './machines.ts';
-import { relocate } from './relocate.ts';
+import { relocate, stopRelocation } from './relocate.ts';
 import { LibvirtStateFile } from './state.ts';
 import { Virsh } from './virsh.ts';
 import { parseXml } from './xml.ts';
@@ -164,6 +164,10 @@ export class LibvirtHypervisor implements Hypervisor {
     return machines.register(this.#context, spec);
   }
 
+  findMarked(mark: string): Promise<string | undefined> {
+    return machines.findMarked(this.#context, mark);
+  }
+
   unregister(machineId: string): Promise<void> {
     return machines.unregister(this.#context, machineId);
   }
@@ -187,6 +191,10 @@ export class LibvirtHypervisor implements Hypervisor {
   async relocate(spec: RelocateSpec, watch: RelocateWatch): Promise<RelocateResult> {
     const target = await this.#store(spec.toDatastoreId);
     return relocate(this.#context, spec, target, watch);
+  }
+
+  stopRelocation(machineId: string): Promise<void> {
+    return stopRelocation(this.#context, machineId);
   }
 
   attachDisk(machineId: string, spec: AttachSpec): Promise<string> {

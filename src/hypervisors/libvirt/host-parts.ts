@@ -74,13 +74,14 @@ function rewriteCharacterDevice(
     const file = attribute(log, 'file');
     if (file !== undefined && !spec.identity.keep) log.attributes.set('file', own(file, spec.name));
   }
-  if (type === 'file' && source !== undefined && path !== undefined) {
-    if (spec.identity.keep) return;
-    source.attributes.set('path', own(path, spec.name));
-    if (node.name !== 'console') say(`${node.name} writes to ${own(path, spec.name)}`);
-  } else if (type === 'unix' && node.name === 'channel') {
+  if (type === 'unix' && node.name === 'channel') {
     // libvirt names the socket of an agent's channel itself.
     remove(node, 'source');
+  } else if ((type === 'file' || type === 'unix') && source !== undefined && path !== undefined) {
+    // The original may run beside the copy: each has its own log and its own socket.
+    if (spec.identity.keep) return;
+    source.attributes.set('path', own(path, spec.name));
+    if (node.name !== 'console') say(`${node.name} is at ${own(path, spec.name)}`);
   } else if (['unix', 'tcp', 'udp', 'dev', 'pipe', 'pty'].includes(type)) {
     remove(node, 'source', 'protocol');
     node.attributes.set('type', 'pty');

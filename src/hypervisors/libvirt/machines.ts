@@ -165,8 +165,25 @@ export async function register(context: LibvirtContext, spec: RegisterSpec): Pro
   }
   await unplugFromMissingNetworks(context, domain);
   await bringNvram(context, spec, domain);
-  await context.virsh.withXml(['define'], writeXml(domain));
+  await context.virsh.withXml([writeXml(domain)], (file = '') => ['define', '--file', file]);
   return uuid;
+}
+
+/** One look at each machine: marks have no index in libvirt. */
+export async function findMarked(
+  context: LibvirtContext,
+  mark: string,
+): Promise<string | undefined> {
+  for (const machine of await listMachines(context, '')) {
+    try {
+      const domain = await domainXml(context, machine.id, '--inactive');
+      if (readMark(domain)?.mark === mark) return machine.id;
+    } catch (error) {
+      // Undefined by someone since the list was made.
+      if (!isRouseError(error, 'not-found')) throw error;
+    }
+  }
+  return undefined;
 }
 
 /** An unplugged card whose network this host lacks would still keep the machine from starting. */
@@ -273,9 +290,11 @@ export async function screenPicture(
   const domain = await domainXml(context, machine);
   const video = find(domain, 'devices', 'video', 'model');
   if (video === undefined || attribute(video, 'type') === 'none') return undefined;
-  const outputBytesMax = libvirtLimits.screenBytesMax;
-  const values = ['screenshot', '--domain', machine, '--file', '/dev/stdout'];
-  return pictureToPng(await context.virsh.runBytes(values, { outputBytesMax }));
+  const picture = await context.virsh.readingFile(libvirtLimits.screenBytesMax, (file) => [
+    'screenshot',
+    ...['--domain', machine, '--file', file],
+  ]);
+  return pictureToPng(picture);
 }
 
 /** A new disk for the guest; found again by its source. */
@@ -307,9 +326,10 @@ export async function attachDisk(
     element('serial', {}, [spec.serial.slice(0, 20)]),
   ]);
   const scope = (await powerState(context, machine)) === 'off' ? '--config' : '--live';
-  await context.virsh.run(['attach-device', '--domain', machine, '--file', '/dev/stdin', scope], {
-    input: writeXml(node),
-  });
+  await context.virsh.withXml([writeXml(node)], (file = '') => [
+    'attach-device',
+    ...['--domain', machine, '--file', file, scope],
+  ]);
   return name;
 }
 

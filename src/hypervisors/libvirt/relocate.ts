@@ -150,12 +150,12 @@ async function beginCopy(
   await claimTarget(context, one.path);
   const values = ['blockcopy', '--domain', move.machine, '--path', one.disk.name];
   values.push('--transient-job', '--bytes', '--bandwidth', String(bytesPerSecond));
-  const inactive = element('disk', { type: 'file', device: 'disk' }, [
+  const copy = element('disk', { type: 'file', device: 'disk' }, [
     // An export's zeros are read as data: found again at the target, they take no space.
     element('driver', { name: 'qemu', type: 'qcow2', discard: 'unmap', detect_zeroes: 'unmap' }),
     element('source', { file: one.path }),
   ]);
-  await context.virsh.run([...values, '--xml', '/dev/stdin'], { input: writeXml(inactive) });
+  await context.virsh.withXml([writeXml(copy)], (file = '') => [...values, '--xml', file]);
 }
 
 /** Our own leftover is removed; a file that we did not make is never touched. */
@@ -268,6 +268,21 @@ async function giveUp(
   }
 }
 
+/** Ends a copy that we began and that nobody follows any more. */
+export async function stopRelocation(context: LibvirtContext, machine: string): Promise<void> {
+  try {
+    for (const disk of domainDisks(await domainXml(context, machine))) {
+      const path = attribute(find(disk.node, 'mirror', 'source'), 'file');
+      if (path === undefined || !context.state.current.createdFiles.includes(path)) continue;
+      await context.virsh.runUnless(/./u, ['blockjob', machine, disk.name, '--abort']);
+      const users = await machinesWithDisk(context, (other) => other.path === path);
+      if (users.length === 0) await removeHostFile(context, path);
+    }
+  } catch (error) {
+    if (!isRouseError(error, 'not-found')) throw error;
+  }
+}
+
 async function relocateOffline(
   context: LibvirtContext,
   move: Move,
@@ -339,7 +354,7 @@ async function storeMoved(context: LibvirtContext, machine: string, move: Move):
     );
   }
   try {
-    await context.virsh.withXml(['define'], writeXml(stored));
+    await context.virsh.withXml([writeXml(stored)], (file = '') => ['define', '--file', file]);
   } catch (error) {
     throw isRouseError(error) ? error : toRouseError(error, `define ${machine}`);
   }

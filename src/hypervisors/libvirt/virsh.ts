@@ -1,3 +1,6 @@
+import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { RouseError, isRouseError } from '../../errors.ts';
 import type { ErrorCode } from '../../errors.ts';
 import { runCommand } from '../../lib/command.ts';
@@ -21,16 +24,12 @@ export class Virsh {
 
   /** What virsh printed. */
   async run(values: readonly string[], options: CommandOptions = {}): Promise<string> {
-    return (await this.runBytes(values, options)).toString();
-  }
-
-  async runBytes(values: readonly string[], options: CommandOptions = {}): Promise<Buffer> {
     const result = await runCommand('virsh', ['-q', '-k0', '-c', this.uri, ...values], {
       timeoutMs: libvirtLimits.callTimeoutMs,
       ...options,
       environment: this.#environment,
     });
-    if (result.exit === 0) return result.stdout;
+    if (result.exit === 0) return result.stdout.toString();
     throw virshError(values[0] ?? 'virsh', this.uri, result.stderr);
   }
 
@@ -44,9 +43,41 @@ export class Virsh {
     }
   }
 
-  /** Gives an XML document to a subcommand that takes a file name. */
-  withXml(values: readonly string[], xml: string): Promise<string> {
-    return this.run([...values, '/dev/stdin'], { input: xml });
+  /**
+   * Gives documents to a subcommand that takes files. (Node's pipes are sockets, which virsh cannot
+   * open as /dev/stdin.) The files are ours alone and gone afterwards.
+   */
+  withXml(
+    documents: readonly string[],
+    values: (...paths: readonly string[]) => readonly string[],
+  ): Promise<string> {
+    return inPrivateDirectory(async (directory) => {
+      const paths = documents.map((_, index) => join(directory, `${index}.xml`));
+      for (const [index, path] of paths.entries()) {
+        await writeFile(path, documents[index] ?? '', { mode: 0o600 });
+      }
+      return this.run(values(...paths));
+    });
+  }
+
+  /** What a subcommand writes to a file. */
+  readingFile(bytesMax: number, values: (path: string) => readonly string[]): Promise<Buffer> {
+    return inPrivateDirectory(async (directory) => {
+      const path = join(directory, 'output');
+      await this.run(values(path));
+      const { size } = await stat(path);
+      if (size <= bytesMax) return readFile(path);
+      throw new RouseError('corrupt-data', `virsh ${values('')[0]} wrote ${size} bytes`);
+    });
+  }
+}
+
+async function inPrivateDirectory<T>(work: (directory: string) => Promise<T>): Promise<T> {
+  const directory = await mkdtemp(join(tmpdir(), 'rouse-virsh-'));
+  try {
+    return await work(directory);
+  } finally {
+    await rm(directory, { recursive: true, force: true });
   }
 }
 
