@@ -21,6 +21,8 @@ export interface SavesetDisk {
   readonly root: DiskRoot;
   /** Where it came from, for people: path or URL and format. */
   readonly source: string;
+  /** Bytes of its blocks that are not zero. */
+  readonly referencedBytes?: number;
 }
 
 /** The record of a saveset as stored in the vault (docs/format.md). */
@@ -47,6 +49,8 @@ export interface SavesetFile {
   /** `domain.xml`, `machine.vmx`, `nvram`. */
   readonly name: string;
   readonly root: DiskRoot;
+  /** Bytes of its blocks that are not zero. */
+  readonly referencedBytes?: number;
 }
 
 export interface IngestCost {

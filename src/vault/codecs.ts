@@ -1,0 +1,104 @@
+import { createRequire } from 'node:module';
+import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib';
+
+/** How a record's payload is packed; the numbers are part of the format. */
+export const codecs = { raw: 0, lz4: 1, zstd: 2 } as const;
+export type CodecName = keyof typeof codecs;
+
+export interface Codec {
+  /**
+   * Packs `plain` into `target`: bytes written, or 0 when the result does not fit. A target
+   * shorter than `plain` makes "does not pay" cheap to find out.
+   */
+  compress(plain: Uint8Array, target: Uint8Array): number;
+  /** Fills `target` exactly; false when the payload is not what made it. */
+  decompress(payload: Uint8Array, target: Uint8Array): boolean;
+}
+
+type Compress = (s: Uint8Array, t: Uint8Array, sBytes: number, room: number, acc: number) => number;
+type Decompress = (s: Uint8Array, t: Uint8Array, sBytes: number, room: number) => number;
+
+function loadLz4(): Codec {
+  try {
+    const loaded: unknown = createRequire(import.meta.url)('koffi');
+    const library = (loaded as typeof import('koffi')).load('liblz4.so.1');
+    const compress: Compress = library.func(
+      'int LZ4_compress_fast(void* s, void* t, int bytes, int room, int acceleration)',
+    );
+    const decompress: Decompress = library.func(
+      'int LZ4_decompress_safe(void* s, void* t, int bytes, int room)',
+    );
+    return {
+      compress: (plain, target) => compress(plain, target, plain.length, target.length, 1),
+      decompress: (payload, target) =>
+        decompress(payload, target, payload.length, target.length) === target.length,
+    };
+  } catch {
+    return portableLz4();
+  }
+}
+
+/** Three times slower; for machines without liblz4. The package puts the length in front. */
+export function portableLz4(): Codec {
+  const loaded: unknown = createRequire(import.meta.url)('lz4-napi');
+  const { compressSync, uncompressSync } = loaded as typeof import('lz4-napi');
+  return {
+    compress: (plain, target) => {
+      const packed = compressSync(Buffer.from(plain)).subarray(4);
+      if (packed.length > target.length) return 0;
+      target.set(packed);
+      return packed.length;
+    },
+    decompress: (payload, target) => {
+      const sized = Buffer.allocUnsafe(payload.length + 4);
+      sized.writeUInt32LE(target.length);
+      sized.set(payload, 4);
+      try {
+        const plain = uncompressSync(sized);
+        if (plain.length === target.length) target.set(plain);
+        return plain.length === target.length;
+      } catch {
+        return false;
+      }
+    },
+  };
+}
+
+const zstdOptions = { params: { [constants.ZSTD_c_compressionLevel]: 3 } };
+
+const zstd: Codec = {
+  compress: (plain, target) => {
+    const packed = zstdCompressSync(plain, zstdOptions);
+    if (packed.length > target.length) return 0;
+    target.set(packed);
+    return packed.length;
+  },
+  decompress: (payload, target) => {
+    try {
+      const plain = zstdDecompressSync(payload, { maxOutputLength: target.length });
+      if (plain.length === target.length) target.set(plain);
+      return plain.length === target.length;
+    } catch {
+      return false;
+    }
+  },
+};
+
+const raw: Codec = {
+  compress: () => 0,
+  decompress: (payload, target) => {
+    if (payload.length !== target.length) return false;
+    target.set(payload);
+    return true;
+  },
+};
+
+const byNumber: readonly Codec[] = [raw, loadLz4(), zstd];
+
+export function codecOf(name: CodecName): Codec {
+  return byNumber[codecs[name]] ?? raw;
+}
+
+export function codecByNumber(number: number): Codec | undefined {
+  return byNumber[number];
+}
