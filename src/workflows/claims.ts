@@ -62,12 +62,15 @@ export class Claims {
     if (Number(numUpdatedRows) === 0) throw new ClaimLost(name);
   }
 
+  /** No error when it is gone or lost. */
   async release({ name, fence }: Claim): Promise<void> {
-    await this.#database.query
-      .deleteFrom('claims')
-      .where('name', '=', name)
-      .where('fence', '=', fence)
-      .execute();
+    await this.#database.transaction(async () => {
+      await this.#database.query
+        .deleteFrom('claims')
+        .where('name', '=', name)
+        .where('fence', '=', fence)
+        .execute();
+    });
   }
 
   /** Those of the list that are lost. */
@@ -89,7 +92,9 @@ export class Claims {
 
   /** What a process of the same owner left when it was killed. */
   async forgetOwn(): Promise<void> {
-    await this.#database.query.deleteFrom('claims').where('owner', '=', this.#owner).execute();
+    await this.#database.transaction(async () => {
+      await this.#database.query.deleteFrom('claims').where('owner', '=', this.#owner).execute();
+    });
   }
 }
 

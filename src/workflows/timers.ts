@@ -62,7 +62,10 @@ export class Timers {
   }
 
   async clear(name: string): Promise<void> {
-    await this.#parts.database.query.deleteFrom('timers').where('name', '=', name).execute();
+    const { database } = this.#parts;
+    await database.transaction(async () => {
+      await database.query.deleteFrom('timers').where('name', '=', name).execute();
+    });
   }
 
   get claims(): readonly Claim[] {
