@@ -160,9 +160,8 @@ function printExports(exports: readonly ExportEntry[], terminal: Terminal): void
   const nowMs = terminal.clock.now();
   terminal.table(
     [
-      { title: 'path', flexible: true, minWidth: 12, cut: 'middle' },
+      { title: 'path', minWidth: 20, cut: 'middle' },
       { title: 'clients', flexible: true, minWidth: 9 },
-      { title: 'connected', align: 'right', minWidth: 9 },
       { title: 'read', align: 'right', minWidth: 8 },
       { title: 'written', align: 'right', minWidth: 8 },
       { title: 'last used', minWidth: 9 },
@@ -170,13 +169,17 @@ function printExports(exports: readonly ExportEntry[], terminal: Terminal): void
     exports.map((entry) => [
       entry.path,
       entry.clients.join(' '),
-      String(entry.connected.length),
       formatBytes(entry.counters.readBytes),
       formatBytes(entry.counters.writtenBytes),
-      entry.lastUsedMs === undefined ? 'never' : formatRelative(entry.lastUsedMs, nowMs),
+      lastUse(entry, nowMs),
     ]),
     'Nothing is exported.',
   );
+}
+
+function lastUse(entry: ExportEntry, nowMs: number): string {
+  if (entry.connected.length > 0) return 'connected';
+  return entry.lastUsedMs === undefined ? 'never' : formatRelative(entry.lastUsedMs, nowMs);
 }
 
 function addEvents(program: Command, terminal: Terminal): void {

@@ -65,9 +65,9 @@ export function repeated(value: string, before: readonly string[] | undefined): 
 export async function leaseOf(text: string, nowMs: number): Promise<number> {
   const duration = tryDuration(text);
   const advice = 'Write how long from now, such as 5d or 12h, or until when: "friday 18:00".';
-  let lease: number;
+  let lease = duration;
   try {
-    lease = duration ?? (await parseTime(text, '--lease', nowMs, 'future')) - nowMs;
+    lease ??= (await parseTime(text, '--lease', nowMs, 'future')) - nowMs;
   } catch {
     throw new RouseError('bad-request', `--lease "${text}" is neither a duration nor a time`, {
       advice,

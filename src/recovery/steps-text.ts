@@ -34,10 +34,11 @@ export function stepLine(
   number: string,
 ): string {
   const [mark, style] = marks[step.state];
-  const began = step.startedMs;
-  const tookMs = began === null ? undefined : (step.endedMs ?? nowMs) - began;
+  const { startedMs } = step;
+  const endMs = step.endedMs ?? (step.state === 'running' ? nowMs : null);
   // A clock that differs a little from the server's must not show a negative time.
-  const took = tookMs === undefined ? '' : formatDuration(Math.max(0, tookMs));
+  const took =
+    startedMs === null || endMs === null ? '' : formatDuration(Math.max(0, endMs - startedMs));
   const head = `${number} ${mark} ${padText(fitText(step.name, 18), 18)} ${padText(took, 9, 'right')}  `;
   const room = terminal.width - 1 - 34;
   const words = [progressText(step), step.detail ?? ''].filter((text) => text !== '').join('  ');

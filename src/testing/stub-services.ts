@@ -5,7 +5,12 @@ import type { HypervisorService, HypervisorView, VaultJob } from '../catalog/sch
 import type { MtreeRequest, VaultService } from '../catalog/schema.ts';
 import { RouseError } from '../errors.ts';
 import { pick } from '../lib/text.ts';
-import type { Recovery, RecoveryRequest, RecoveryService } from '../recovery/schema.ts';
+import type {
+  Recovery,
+  RecoveryPlan,
+  RecoveryRequest,
+  RecoveryService,
+} from '../recovery/schema.ts';
 import { stubBackup, stubMachines, stubNowMs, stubRecovery, stubSaveset } from './stub-views.ts';
 import { stubSavesets, stubStats, stubStatus, stubSteps } from './stub-views.ts';
 
@@ -145,6 +150,25 @@ async function advance(recoveries: Subject<Recovery>, id: string): Promise<void>
   });
 }
 
+function planOf(request: RecoveryRequest): RecoveryPlan {
+  const { id: _, ...view } = stubRecovery('', request, chosenSaveset(request));
+  return {
+    ...view,
+    clients: request.clients ?? [],
+    leaseEndsMs: stubNowMs + request.leaseMs,
+    steps: stubSteps(13).map(({ number, name }) => ({
+      number,
+      name,
+      detail: `would do ${name.toLowerCase()}`,
+    })),
+    changes: ['The disk vda is read from the export.', 'The NIC is disconnected.'],
+    candidates: [
+      { proxy: 'local', host: 'host1', score: 90, chosen: true, reasons: ['most memory'] },
+      { proxy: 'local', host: 'host2', score: 0, chosen: false, reasons: ['in maintenance'] },
+    ],
+  };
+}
+
 function recoveryService(recoveries: Subject<Recovery>, calls: unknown[]): RecoveryService {
   const find = (reference: string) => recoveries.find(reference, (view) => view.name);
   const change = (reference: string, what: unknown[], more: Partial<Recovery>) => {
@@ -159,24 +183,7 @@ function recoveryService(recoveries: Subject<Recovery>, calls: unknown[]): Recov
       void advance(recoveries, view.id);
       return view;
     },
-    plan: async (request) => {
-      const { id: _, ...view } = stubRecovery('', request, chosenSaveset(request));
-      return {
-        ...view,
-        clients: request.clients ?? [],
-        leaseEndsMs: stubNowMs + request.leaseMs,
-        steps: stubSteps(13).map(({ number, name }) => ({
-          number,
-          name,
-          detail: `would do ${name.toLowerCase()}`,
-        })),
-        changes: ['The disk vda is read from the export.', 'The NIC is disconnected.'],
-        candidates: [
-          { proxy: 'local', host: 'host1', score: 90, chosen: true, reasons: ['most memory'] },
-          { proxy: 'local', host: 'host2', score: 0, chosen: false, reasons: ['in maintenance'] },
-        ],
-      };
-    },
+    plan: async (request) => planOf(request),
     list: async (filter) =>
       [...recoveries.views.values()]
         .toReversed()
