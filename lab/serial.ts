@@ -83,7 +83,10 @@ export class SerialConsole {
     const pattern = new RegExp(`ROUSE answer ${id} (ok|failed)([^\\n]*)\\n`);
     const answer = await eventually(
       `an answer of the guest to "${line}"`,
-      () => pattern.exec(this.#answers) ?? undefined,
+      () => {
+        if (this.#stop.signal.aborted) throw new Error(`closed before an answer to "${line}"`);
+        return pattern.exec(this.#answers) ?? undefined;
+      },
       timeoutMs,
     );
     this.#answers = this.#answers.slice(answer.index + answer[0].length);
@@ -127,6 +130,7 @@ export class SerialConsole {
     const socket = createConnection(path);
     await new Promise((resolve, reject) => socket.once('connect', resolve).once('error', reject));
     socket.on('error', () => socket.destroy()).on('end', () => socket.destroy());
+    socket.unref();
     socket.setEncoding('latin1').on('data', (text: string) => (this.#answers += text));
     this.#socket = socket;
     return socket;
@@ -135,7 +139,8 @@ export class SerialConsole {
   async #follow(): Promise<void> {
     const buffer = Buffer.alloc(64 * 1024);
     while (!this.#stop.signal.aborted) {
-      if (!(await this.#readMore(buffer))) await sleep(pollMs);
+      // Keeps nobody waiting who has forgotten to close it.
+      if (!(await this.#readMore(buffer))) await sleep(pollMs, undefined, { ref: false });
     }
     while (await this.#readMore(buffer));
   }
