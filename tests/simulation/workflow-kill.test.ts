@@ -5,7 +5,7 @@
  */
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { copyFile, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -31,6 +31,9 @@ before(async () => {
   // A killed process loses nothing that the kernel has: memory will do, and is quick.
   const base = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
   directory = await mkdtemp(join(base, 'rouse-kill-'));
+  const clock = new FakeClock();
+  const database = await openDatabase({ path: join(directory, 'empty.sqlite'), clock });
+  await database.close();
 });
 
 after(async () => {
@@ -109,6 +112,7 @@ class Process {
 
 async function play(scenario: Scenario): Promise<Outcome> {
   const path = join(directory, `${files++}.sqlite`);
+  await copyFile(join(directory, 'empty.sqlite'), path);
   const random = new SeededRandom(scenario.seed);
   const world = new World(new Killer(), scenario.faults ?? {});
   let clock = new FakeClock();
@@ -218,6 +222,17 @@ test('cancelled at every point: undone, or done if nothing was left to do', asyn
     if (outcome.cancelledInTime) assert.equal(outcome.open.state, 'cancelled', `at ${cancelAt}`);
   }
   assert.deepEqual([...states].sort(), ['cancelled', 'done']);
+});
+
+test('cancelled at every point and killed soon after: the wish is not forgotten', async () => {
+  const { points } = await play({ seed: 1, kills: [] });
+  for (let cancelAt = 1; cancelAt <= points; cancelAt++) {
+    for (let later = 1; later <= 4; later++) {
+      const outcome = await play({ seed: cancelAt, kills: [cancelAt + later], cancelAt });
+      check(outcome);
+      if (outcome.cancelledInTime) assert.equal(outcome.open.state, 'cancelled', `at ${cancelAt}`);
+    }
+  }
 });
 
 test('each step fails, each undo fails at first: undone', async () => {
