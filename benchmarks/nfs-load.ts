@@ -45,6 +45,8 @@ export interface LoadResult {
 
 const NFS = 100_003;
 const MOUNT = 100_005;
+/** What one read of the socket takes at most. */
+const RECEIVE_BYTES = 262_144;
 const stableHow = { unstable: 0, data: 1, file: 2 } as const;
 
 export async function runLoad(options: LoadOptions): Promise<LoadResult> {
@@ -72,22 +74,32 @@ class Connection {
   #left = 0;
   #total = 0;
 
-  private constructor(socket: Socket) {
+  #onCallBytes: ((chunk: Buffer) => void) | undefined;
+
+  private constructor(open: (onBytes: (chunk: Buffer) => void) => Socket) {
+    const socket = open((chunk) => {
+      if (this.#onCallBytes === undefined) this.#take(chunk);
+      else this.#onCallBytes(chunk);
+    });
     this.socket = socket;
     socket.setNoDelay(true);
     socket.on('error', (error) => this.onError(error));
     socket.on('close', () => this.onError(new Error('the server closed the connection')));
-    socket.on('data', (chunk: Buffer) => this.#take(chunk));
   }
 
   static open(host: string, port: number): Promise<Connection> {
+    // One buffer for all reads: fresh ones would cost as much as the rest of the client.
+    const buffer = Buffer.alloc(RECEIVE_BYTES);
     return new Promise((resolve, reject) => {
-      const socket = connect({ host, port });
-      socket.once('error', reject);
-      socket.once('connect', () => {
-        socket.off('error', reject);
-        resolve(new Connection(socket));
+      const connection = new Connection((onBytes) => {
+        const callback = (bytes: number) => {
+          onBytes(buffer.subarray(0, bytes));
+          return true;
+        };
+        return connect({ host, port, onread: { buffer, callback } });
       });
+      connection.onError = reject;
+      connection.socket.once('connect', () => resolve(connection));
     });
   }
 
@@ -141,17 +153,16 @@ class Connection {
   call(program: number, procedure: number, args: Buffer): Promise<Buffer> {
     return new Promise((resolve, reject) => {
       let gathered = Buffer.alloc(0);
-      const onData = (chunk: Buffer) => {
+      this.#onCallBytes = (chunk: Buffer) => {
         gathered = Buffer.concat([gathered, chunk]);
         if (gathered.length < 4) return;
         const length = gathered.readUInt32BE(0) & 0x7fff_ffff;
         if (gathered.length < 4 + length) return;
-        this.socket.off('data', onData);
+        this.#onCallBytes = undefined;
         const status = gathered.readUInt32BE(4 + 8) || gathered.readUInt32BE(4 + 20);
         if (status !== 0) return reject(new Error(`the server refuses the call: ${status}`));
         resolve(gathered.subarray(4 + 24));
       };
-      this.socket.on('data', onData);
       this.onError = reject;
       this.socket.write(encode(1, program, procedure, args));
     });

@@ -55,7 +55,7 @@ export class Connection implements SegmentOwner {
 
   readonly #socket: Socket;
   readonly #scratch = new XdrWriter();
-  readonly #splitter = new RecordSplitter();
+  readonly #splitter: RecordSplitter;
   #segment: Segment | undefined;
   /** Slices to send: segment, from, to. */
   #slices: Segment[] = [];
@@ -85,6 +85,7 @@ export class Connection implements SegmentOwner {
 
   constructor(shared: Shared, socket: Socket) {
     this.shared = shared;
+    this.#splitter = new RecordSplitter(nfsLimits.recordBytesMax, shared.pool);
     this.#socket = socket;
     this.address = normalAddress(socket.remoteAddress ?? '');
     this.localAddress = normalAddress(socket.localAddress ?? '');
@@ -368,6 +369,7 @@ export class Connection implements SegmentOwner {
         if (wait !== 'no' || this.#closed || !this.#splitter.next()) break;
         calls++;
         this.#call();
+        this.releaseInput(this.keepInput());
       }
     } catch (error) {
       this.#give(error);
@@ -384,6 +386,21 @@ export class Connection implements SegmentOwner {
     if (this.#wait === 'no') return;
     this.#socket.pause();
     if (this.#wait === 'turn') setImmediate(() => this.#resumeFrom('turn'));
+  }
+
+  /**
+   * Keeps the memory of the call being dispatched, because the file system still reads from it.
+   * undefined: nothing needs to be given back.
+   */
+  keepInput(): Buffer | undefined {
+    const { span } = this.#splitter;
+    const memory = span.recycle;
+    span.recycle = undefined;
+    return memory;
+  }
+
+  releaseInput(memory: Buffer | undefined): void {
+    if (memory !== undefined) this.shared.pool.giveInput(memory);
   }
 
   /** One call: its header, then its program. Faults of the call are answered, never thrown. */

@@ -8,6 +8,14 @@ export interface RecordSpan {
   view: DataView;
   start: number;
   end: number;
+  /** Memory to be recycled when the call is over; undefined: it takes care of itself. */
+  recycle: Buffer | undefined;
+}
+
+/** Where large records are gathered. */
+export interface InputMemory {
+  /** At least `bytes`, not cleared. */
+  takeInput(bytes: number): Buffer;
 }
 
 /** The other side broke record marking: nothing after it can be understood. */
@@ -21,6 +29,7 @@ export class RecordError extends Error {}
 export class RecordSplitter {
   readonly span: RecordSpan;
   readonly #recordBytesMax: number;
+  readonly #memory: InputMemory | undefined;
   #chunk: Buffer | undefined;
   #view: DataView = viewOf(Buffer.alloc(0));
   #at = 0;
@@ -35,10 +44,11 @@ export class RecordSplitter {
   #markBytes = 0;
   #mark = 0;
 
-  constructor(recordBytesMax: number = nfsLimits.recordBytesMax) {
+  constructor(recordBytesMax: number = nfsLimits.recordBytesMax, memory?: InputMemory) {
     this.#recordBytesMax = recordBytesMax;
+    this.#memory = memory;
     const nothing = Buffer.alloc(0);
-    this.span = { bytes: nothing, view: this.#view, start: 0, end: 0 };
+    this.span = { bytes: nothing, view: this.#view, start: 0, end: 0, recycle: undefined };
   }
 
   /** Adds a chunk; all earlier ones must have been used up (`next()` gave false). */
@@ -73,6 +83,7 @@ export class RecordSplitter {
         span.view = this.#view;
         span.start = at + 4;
         span.end = end;
+        span.recycle = undefined;
         this.#at = end;
         return true;
       }
@@ -127,15 +138,27 @@ export class RecordSplitter {
   }
 
   #handOut(): void {
-    const bytes =
-      this.#pieces.length === 1
-        ? (this.#pieces[0] as Buffer)
-        : Buffer.concat(this.#pieces, this.#gatheredBytes);
     const span = this.span;
-    span.bytes = bytes;
-    span.view = viewOf(bytes);
+    const pieces = this.#pieces;
+    const length = this.#gatheredBytes;
+    span.recycle = undefined;
+    if (pieces.length === 1) {
+      span.bytes = pieces[0] as Buffer;
+    } else if (this.#memory === undefined || length < nfsLimits.recycledInputBytes) {
+      span.bytes = Buffer.concat(pieces, length);
+    } else {
+      const memory = this.#memory.takeInput(length);
+      let at = 0;
+      for (const piece of pieces) {
+        memory.set(piece, at);
+        at += piece.length;
+      }
+      span.bytes = memory;
+      span.recycle = memory;
+    }
+    span.view = viewOf(span.bytes);
     span.start = 0;
-    span.end = bytes.length;
+    span.end = length;
     this.#pieces = [];
     this.#gatheredBytes = 0;
     this.#fragments = 0;

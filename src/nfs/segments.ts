@@ -1,4 +1,5 @@
 import { nfsLimits } from '../limits.ts';
+import type { InputMemory } from './records.ts';
 import { viewOf, XdrWriter } from './xdr.ts';
 
 /** Who fills a segment. */
@@ -59,10 +60,11 @@ export class Segment {
   }
 }
 
-/** Two sizes of segments, a bounded number of each kept; most recently used first. */
-export class SegmentPool {
+/** Segments of two sizes and input of one, a bounded number of each kept; last used, first taken. */
+export class SegmentPool implements InputMemory {
   readonly #small: Segment[] = [];
   readonly #large: Segment[] = [];
+  readonly #inputs: Buffer[] = [];
 
   take(bytesAtLeast: number, owner: SegmentOwner): Segment {
     const large = bytesAtLeast > nfsLimits.replySegmentBytes;
@@ -79,5 +81,15 @@ export class SegmentPool {
     const list = large ? this.#large : this.#small;
     const max = large ? nfsLimits.freeLargeSegmentsMax : nfsLimits.freeSegmentsMax;
     if (list.length < max) list.push(segment);
+  }
+
+  takeInput(bytes: number): Buffer {
+    if (bytes > nfsLimits.recordBytesMax) return Buffer.allocUnsafeSlow(bytes);
+    return this.#inputs.pop() ?? Buffer.allocUnsafeSlow(nfsLimits.recordBytesMax);
+  }
+
+  giveInput(memory: Buffer): void {
+    if (this.#inputs.length >= nfsLimits.freeInputsMax) return;
+    if (memory.length === nfsLimits.recordBytesMax) this.#inputs.push(memory);
   }
 }

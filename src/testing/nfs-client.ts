@@ -111,13 +111,17 @@ export class RpcClient {
   }
 }
 
+/** The largest WRITE, and room for arguments that are wrong. */
+const scratch = XdrWriter.ofSize((1 << 20) + 65_536);
+
 export function encodeCall(
   xid: number,
   procedure: number,
   args: (writer: XdrWriter) => void,
   options: CallOptions = {},
 ): Buffer {
-  const writer = XdrWriter.ofSize((1 << 20) + 65_536);
+  const writer = scratch;
+  writer.position = 0;
   writer.u32(xid);
   writer.u32(0);
   writer.u32(options.rpcVersion ?? 2);

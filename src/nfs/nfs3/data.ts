@@ -304,16 +304,24 @@ export function write(connection: Connection): void {
     return replyWriteFailure(connection, from, xid, report(connection, from, error));
   }
   if (isPromise(before)) {
+    const memory = connection.keepInput();
     connection.enter(bytes);
     void before
       .catch(() => undefined)
       .then((known) => writeBytes(connection, from, file, xid, offset, data, stable, known))
-      .finally(() => connection.leave(bytes));
+      .finally(() => {
+        connection.leave(bytes);
+        connection.releaseInput(memory);
+      });
     return;
   }
-  writeBytes(connection, from, file, xid, offset, data, stable, before);
+  const waiting = writeBytes(connection, from, file, xid, offset, data, stable, before);
+  if (waiting === undefined) return;
+  const memory = connection.keepInput();
+  if (memory !== undefined) void waiting.then(() => connection.releaseInput(memory));
 }
 
+/** undefined: answered. Otherwise the data belongs to the file system until the promise resolves. */
 function writeBytes(
   connection: Connection,
   from: Export,
@@ -323,7 +331,7 @@ function writeBytes(
   data: Buffer,
   stable: number,
   before: Attributes | undefined,
-): void {
+): Promise<void> | undefined {
   // Read before the bytes are given away: when they are lost while this call waits, the client has
   // to see a change between this verifier and the one of its COMMIT.
   from.refreshVerifier();
@@ -339,21 +347,18 @@ function writeBytes(
   try {
     result = from.fileSystem.write(file, offset, data, stable as Stable);
     if (isPromise(result)) {
-      void writeLater(connection, from, file, done, result);
-      return;
+      return writeLater(connection, from, file, done, result);
     }
     after = from.fileSystem.attributes(file);
   } catch (error) {
     const failure = report(connection, from, error);
     replyWriteFailure(connection, from, xid, failure, before, attributesNow(from, file));
-    return;
+    return undefined;
   }
-  if (isPromise(after)) {
-    void writeLater(connection, from, file, done, result, after);
-    return;
-  }
+  if (isPromise(after)) return writeLater(connection, from, file, done, result, after);
   replyWrite(connection, from, done, result, after);
   connection.callStartMs = countWrite(connection, from, connection.callStartMs, data.length);
+  return undefined;
 }
 
 interface WriteAnswer {
