@@ -161,13 +161,12 @@ async function openTheVault(config: Config) {
     directory: config.vault,
     random: systemRandom,
   });
-  await createVault(store, { random: systemRandom, clock: systemClock }).catch((error: unknown) => {
+  await createVault(store, { random: systemRandom }).catch((error: unknown) => {
     if (!isRouseError(error, 'already-exists')) throw error;
   });
   return openVault({
     store,
-    files: nodeFiles,
-    indexDirectory: config.index,
+    index: { files: nodeFiles, directory: config.index },
     cacheBytes: config.cacheBytes,
     clock: systemClock,
     random: systemRandom,

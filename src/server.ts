@@ -66,6 +66,7 @@ const deviceId = 'local';
 /** Stores and services by name; how they see each other is said here and nowhere else. */
 class Rooms {
   readonly #options: ServerOptions;
+  readonly #database: Database;
   readonly #catalog: Catalog;
   readonly #hypervisors: HypervisorCatalog;
   readonly #machines: MachineCatalog;
@@ -81,6 +82,7 @@ class Rooms {
   constructor(options: ServerOptions, database: Database) {
     const { config, clock, random, log } = options;
     this.#options = options;
+    this.#database = database;
     this.#startedMs = clock.now();
     this.#catalog = openCatalog(database, clock);
     this.#scratch = new ScratchFiles(config.scratch, path.join(config.data, 'pictures'));
@@ -129,6 +131,7 @@ class Rooms {
     const desk: RecoveryDesk = {
       clock,
       random,
+      transaction: (work) => this.#database.transaction(work),
       engine: this.#engine,
       recoveries: this.#catalog.recoveries,
       device: (savesetId) => this.#deviceOf(savesetId),
@@ -207,6 +210,7 @@ class Rooms {
       random,
       engine: this.#engine,
       rows: this.#catalog.backups,
+      transaction: (work) => this.#database.transaction(work),
       scratchDirectory: config.scratch,
       findMachine: (reference, hypervisor) =>
         this.#machines.findOnHypervisor(reference, hypervisor),
@@ -259,7 +263,6 @@ class Rooms {
       this.#options.log.error({ err: error }, 'the proxy does not answer yet');
       void this.#learnLater();
     });
-    await this.#recoveries.resumeUnsubmitted();
     await this.#engine.start();
   }
 

@@ -16,6 +16,7 @@ export interface BackupDesk {
   readonly random: Random;
   readonly engine: Engine;
   readonly rows: BackupRows;
+  transaction<T>(work: () => Promise<T>): Promise<T>;
   readonly scratchDirectory: string;
   /** The machine a request means, with the hypervisor that has it. */
   findMachine(
@@ -51,13 +52,15 @@ export class Backups implements BackupService {
         ? await this.#ofMachine(backupId, request)
         : await this.#ofFiles(backupId, request);
     await this.#refuseSecond(input);
-    await this.#desk.rows.insert({
-      id: backupId,
-      machineId: input.machine.id,
-      machineName: input.machine.name,
-      startedMs: this.#desk.clock.now(),
+    await this.#desk.transaction(async () => {
+      await this.#desk.rows.insert({
+        id: backupId,
+        machineId: input.machine.id,
+        machineName: input.machine.name,
+        startedMs: this.#desk.clock.now(),
+      });
+      await this.#desk.engine.submit('backup.run', `backup/${input.machine.id}`, input, backupId);
     });
-    await this.#desk.engine.submit('backup.run', `backup/${input.machine.id}`, input, backupId);
     return this.get(backupId);
   }
 

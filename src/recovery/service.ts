@@ -8,7 +8,7 @@ import type { CloseInput } from './cleaning.ts';
 import { changesOf } from '../lib/changes.ts';
 import { setLeaseTimers } from './lease.ts';
 import { chooseHost, refuseTakenName } from './opening.ts';
-import { cloneIdOf, datastoreSpec, folderOf, newMac, type RecoveryInput } from './plan.ts';
+import { datastoreSpec, newMac, type RecoveryInput } from './plan.ts';
 import type { RelocateInput } from './relocating.ts';
 import { runJob } from '../proxy/jobs-client.ts';
 import type {
@@ -26,6 +26,8 @@ import type { RecoveryWorld } from './world.ts';
 
 /** What the service needs of the rest of the server, besides the world of its steps. */
 export interface RecoveryDesk extends RecoveryWorld {
+  /** A change of the row and the run that follows from it are one commit. */
+  transaction<T>(work: () => Promise<T>): Promise<T>;
   /** The saveset that a request means, from the catalog. */
   chooseSaveset(request: Pick<RecoveryRequest, 'machine' | 'saveset' | 'at'>): Promise<Saveset>;
   /** The hypervisor that a request means: named, the machine's own, or the only one. */
@@ -53,19 +55,17 @@ export class Recoveries implements RecoveryService {
     });
   }
 
-  /** A recovery whose run was not submitted before a kill is submitted now. */
-  async resumeUnsubmitted(): Promise<void> {
-    for (const row of await this.#desk.recoveries.list({ states: ['starting'] })) {
-      const input = inputOf(row);
-      await this.#desk.engine.submit('recovery.open', row.id, input, openRunId(row.id));
-    }
-  }
-
   async create(request: RecoveryRequest): Promise<Recovery> {
-    const { recoveries, engine, clock, random } = this.#desk;
+    const { random } = this.#desk;
     const saveset = await this.#desk.chooseSaveset(request);
     const input = await this.#input(request, saveset, random.id());
     await this.#refuseDuplicate(input);
+    await this.#desk.transaction(() => this.#open(input));
+    return this.get(input.recoveryId);
+  }
+
+  async #open(input: RecoveryInput): Promise<void> {
+    const { recoveries, engine, clock } = this.#desk;
     await recoveries.insert({
       id: input.recoveryId,
       machineId: input.machine.id,
@@ -78,8 +78,7 @@ export class Recoveries implements RecoveryService {
       clients: input.clients,
       options: input,
     });
-    await engine.submit('recovery.open', input.recoveryId, input, openRunId(input.recoveryId));
-    return this.get(input.recoveryId);
+    await engine.submit('recovery.open', input.recoveryId, input, `${input.recoveryId}.open.1`);
   }
 
   async #input(
@@ -266,8 +265,16 @@ export class Recoveries implements RecoveryService {
       return this.get(row.id);
     }
     if (row.state !== 'available' && row.state !== 'parked') return this.#nothingToCancel(row);
-    await recoveries.update(row.id, { state: 'cleaning' });
-    await this.#close(row, request.keepWrites);
+    const close: CloseInput = {
+      recovery: inputOf(row),
+      reason: 'cancelled',
+      hostId: await this.hostId(row.id),
+      keepWrites: request.keepWrites,
+    };
+    await this.#desk.transaction(async () => {
+      await recoveries.update(row.id, { state: 'cleaning' });
+      await this.#submit(row.id, 'close', close);
+    });
     return this.get(row.id);
   }
 
@@ -278,20 +285,12 @@ export class Recoveries implements RecoveryService {
     });
   }
 
-  async #close(row: RecoveryRow, keepWrites: boolean): Promise<void> {
-    const close: CloseInput = {
-      recovery: inputOf(row),
-      reason: 'cancelled',
-      hostId: await this.hostId(row.id),
-      keepWrites,
-    };
-    const number = await this.#nextNumber(row.id, 'recovery.close');
-    await this.#desk.engine.submit('recovery.close', row.id, close, `${row.id}.close.${number}`);
-  }
-
-  async #nextNumber(recoveryId: string, kind: string): Promise<number> {
-    const runs = await this.#desk.engine.runs({ subject: recoveryId, kind });
-    return runs.length + 1;
+  /** The next run of that kind: `<recovery>.<kind>.<number>`. */
+  async #submit(recoveryId: string, part: 'open' | 'relocate' | 'close', input: Json) {
+    const kind = `recovery.${part}`;
+    const { length } = await this.#desk.engine.runs({ subject: recoveryId, kind });
+    const id = `${recoveryId}.${part}.${length + 1}`;
+    return this.#desk.engine.submit(kind, recoveryId, input, id);
   }
 
   /** The host that step 3 chose; null before. */
@@ -363,7 +362,7 @@ export class Recoveries implements RecoveryService {
   }
 
   async #relocate(row: RecoveryRow, request: RelocateRequest): Promise<RunView> {
-    const { engine, recoveries } = this.#desk;
+    const { recoveries } = this.#desk;
     const input = inputOf(row);
     const wanted = request.datastore ?? input.relocateTo;
     if (wanted === null) throw noTarget();
@@ -386,10 +385,10 @@ export class Recoveries implements RecoveryService {
       to: { id: to.id, name: to.name },
       bandwidthBytesPerSecond: request.bandwidthBytesPerSecond ?? 0,
     };
-    const number = await this.#nextNumber(row.id, 'recovery.relocate');
-    await recoveries.update(row.id, { state: 'relocating' });
-    const runId = `${row.id}.relocate.${number}`;
-    return engine.submit('recovery.relocate', row.id, relocate, runId);
+    return this.#desk.transaction(async () => {
+      await recoveries.update(row.id, { state: 'relocating' });
+      return this.#submit(row.id, 'relocate', relocate);
+    });
   }
 
   async seal(reference: string): Promise<SavesetView> {
@@ -425,17 +424,18 @@ export class Recoveries implements RecoveryService {
     if (row.state !== 'parked') {
       throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}, not parked`);
     }
-    const { engine, recoveries, clock } = this.#desk;
+    const { recoveries, clock } = this.#desk;
     const input: RecoveryInput = {
       ...inputOf(row),
       resumed: true,
       powerOn: true,
       createdMs: clock.now(),
     };
-    await setLeaseTimers(this.#desk, row.id, null);
-    await recoveries.update(row.id, { state: 'starting', warnings: [], error: null });
-    const number = await this.#nextNumber(row.id, 'recovery.open');
-    await engine.submit('recovery.open', row.id, input, `${row.id}.open.${number}`);
+    await this.#desk.transaction(async () => {
+      await setLeaseTimers(this.#desk, row.id, null);
+      await recoveries.update(row.id, { state: 'starting', warnings: [], error: null });
+      await this.#submit(row.id, 'open', input);
+    });
     return this.get(row.id);
   }
 
@@ -481,10 +481,6 @@ export class Recoveries implements RecoveryService {
 /** NICs of one machine that get new addresses: libvirt's and vSphere's limits are below this. */
 const macsMax = 16;
 
-function openRunId(recoveryId: string): string {
-  return `${recoveryId}.open.1`;
-}
-
 function noTarget(): RouseError {
   return new RouseError('bad-request', 'no datastore is named to relocate to', {
     advice: 'Name one: rouse relocate RECOVERY --to DATASTORE',
@@ -495,5 +491,3 @@ function noTarget(): RouseError {
 export function inputOf(row: RecoveryRow): RecoveryInput {
   return row.options as RecoveryInput;
 }
-
-export { cloneIdOf, folderOf };

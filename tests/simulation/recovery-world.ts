@@ -1,0 +1,193 @@
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { openCatalog } from '#src/catalog/catalog.ts';
+import { savesetView } from '#src/catalog/catalog-service.ts';
+import { type Database, openDatabase } from '#src/database/database.ts';
+import { MemoryHypervisor } from '#src/hypervisors/memory.ts';
+import type { Hypervisor } from '#src/hypervisors/port.ts';
+import { systemClock } from '#src/lib/clock.ts';
+import { systemRandom } from '#src/lib/random.ts';
+import type { Proxy } from '#src/proxy/port.ts';
+import { instantAccess } from '#src/recovery/instant-access.ts';
+import type { Recovery } from '#src/recovery/schema.ts';
+import { Recoveries, type RecoveryDesk } from '#src/recovery/service.ts';
+import { MemoryProxy } from '#src/testing/memory-proxy.ts';
+import type { Saveset } from '#src/vault/api.ts';
+import type { Engine } from '#src/workflows/api.ts';
+import { createEngine } from '#src/workflows/engine.ts';
+
+/** Hundreds of databases that need not outlive a power cut: in memory, where there is some. */
+const memory = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
+
+export const saveset: Saveset = {
+  id: 'saveset1',
+  mtree: 'main',
+  machine: { id: 'uuid-of-web01', name: 'web01' },
+  takenAtMs: 1,
+  kind: 'full',
+  consistency: 'crash',
+  disks: [{ name: 'vda', root: { hash: '', depth: 0, sizeBytes: 1 << 20 }, source: 'test' }],
+  files: [],
+  cost: { readBytes: 0, zeroBytes: 0, knownBytes: 0, newBytes: 0, storedBytes: 0 },
+  labels: {},
+};
+
+/**
+ * A server that can be killed at any external call, before or after it took effect: from then on
+ * nothing of that generation happens any more, and the next one opens the same database beside
+ * the same hypervisor and proxy.
+ */
+export class RecoveryScene {
+  readonly hypervisor = new MemoryHypervisor(systemClock);
+  readonly proxy = new MemoryProxy([saveset]);
+  readonly #directory = mkdtempSync(join(memory, 'rouse-recovery-'));
+  #dead: () => void = () => undefined;
+  /** Calls until death; Infinity: it lives. */
+  #left = Number.POSITIVE_INFINITY;
+  #calls = 0;
+  #generation = 0;
+
+  /** External calls that were met so far, each counted before and after. */
+  get calls(): number {
+    return this.#calls;
+  }
+
+  /** Starts a server; with `dieAfter`, it dies at that many meetings from now. */
+  async start(dieAfter = Number.POSITIVE_INFINITY): Promise<Running> {
+    const generation = ++this.#generation;
+    this.#left = dieAfter;
+    this.#calls = 0;
+    const died = new Promise<'died'>((resolve) => {
+      this.#dead = () => resolve('died');
+    });
+    const alive = () => generation === this.#generation && this.#left > 0;
+    const meet = async () => {
+      this.#calls++;
+      if (alive()) this.#left--;
+      if (alive()) return;
+      this.#dead();
+      await new Promise(() => undefined);
+    };
+    const database = await openDatabase({
+      path: join(this.#directory, 'catalog.sqlite'),
+      clock: systemClock,
+    });
+    return Running.open(database, mortal(this.hypervisor, meet), mortal(this.proxy, meet), died);
+  }
+
+  end(): void {
+    this.#generation++;
+    rmSync(this.#directory, { recursive: true, force: true });
+  }
+}
+
+/** Every method meets death before it acts and after. */
+function mortal<T extends object>(target: T, meet: () => Promise<void>): T {
+  return new Proxy2(target, {
+    get(object, name) {
+      const value: unknown = Reflect.get(object, name, object);
+      if (typeof value !== 'function' || free.includes(name)) return value;
+      return async (...values: unknown[]) => {
+        await meet();
+        const answer: unknown = await Reflect.apply(value, object, values);
+        await meet();
+        return answer;
+      };
+    },
+  });
+}
+
+/** Asked by views as well, so no step of its own: `configure` is pure. */
+const free: readonly (string | symbol)[] = ['configure', 'clones'];
+
+/** The language's own Proxy, as the port of ours has its name here. */
+const Proxy2 = globalThis.Proxy;
+
+export class Running {
+  readonly engine: Engine;
+  readonly recoveries: Recoveries;
+  /** Resolves when this generation has died. */
+  readonly died: Promise<'died'>;
+  readonly #database: Database;
+
+  private constructor(
+    engine: Engine,
+    recoveries: Recoveries,
+    died: Promise<'died'>,
+    database: Database,
+  ) {
+    this.engine = engine;
+    this.recoveries = recoveries;
+    this.died = died;
+    this.#database = database;
+  }
+
+  static async open(
+    database: Database,
+    hypervisor: Hypervisor,
+    proxy: Proxy,
+    died: Promise<'died'>,
+  ): Promise<Running> {
+    const catalog = openCatalog(database, systemClock);
+    const engine = createEngine({
+      database,
+      clock: systemClock,
+      random: systemRandom,
+      report: () => undefined,
+    });
+    const desk: RecoveryDesk = {
+      clock: systemClock,
+      random: systemRandom,
+      transaction: (work) => database.transaction(work),
+      engine,
+      recoveries: catalog.recoveries,
+      device: async () => ({ name: 'local', address: '/memory' }),
+      proxies: () => [{ name: 'local', address: '127.0.0.1', calls: proxy }],
+      hypervisor: async () => hypervisor,
+      tell: async () => undefined,
+      keepPicture: async () => undefined,
+      picture: async () => undefined,
+      chooseSaveset: async () => saveset,
+      chooseHypervisor: async () => 'memory',
+      hypervisorName: async () => 'memory',
+      savesetView,
+      savesetStored: async () => undefined,
+    };
+    const recoveries = new Recoveries(desk);
+    const { open, relocate, close } = instantAccess(desk);
+    engine.register(open);
+    engine.register(relocate);
+    engine.register(close);
+    recoveries.listen();
+    const running = new Running(engine, recoveries, died, database);
+    await engine.start();
+    return running;
+  }
+
+  /** Waits for the state, or says that this generation died first. */
+  async until(id: string, states: readonly Recovery['state'][]): Promise<Recovery | 'died'> {
+    const stop = new AbortController();
+    const reached = async (): Promise<Recovery> => {
+      for await (const view of this.recoveries.watch(id, stop.signal)) {
+        if (states.includes(view.state)) return view;
+      }
+      throw new Error(`recovery ${id} never was ${states.join(' or ')}`);
+    };
+    const result = await Promise.race([reached(), this.died]);
+    stop.abort();
+    return result;
+  }
+
+  /** What is left of a dead one: its connection, so that the next can open the file. */
+  async bury(): Promise<void> {
+    await this.#database.close();
+    // Its engine still waits for calls that never answer: it is told to look no further.
+    void this.engine.stop().catch(() => undefined);
+  }
+
+  async stop(): Promise<void> {
+    await this.engine.stop();
+    await this.#database.close();
+  }
+}
