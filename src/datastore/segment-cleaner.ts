@@ -1,0 +1,82 @@
+/** Copies what still lives in a segment to the end of the log, so that the segment can go. */
+import { crc32 } from 'node:zlib';
+import { setImmediate } from 'node:timers/promises';
+import { isRouseError } from '../errors.ts';
+import type { Move } from './appender.ts';
+import { pageBytes, segmentHeaderUnits, unitBytes, unitsPerPage } from './layer-format.ts';
+import { zeroFlag, type PageMap } from './page-map.ts';
+import { batchesOf, firstPageUnit, type FoundBatch } from './segment-scan.ts';
+import { positionOf, type Segment } from './segments.ts';
+
+const movePagesMax = 128;
+
+/** Pages that cannot be read as they were written stay where they are. */
+export async function cleanSegment(
+  segment: Segment,
+  maps: readonly PageMap[],
+  append: (moves: readonly Move[]) => Promise<void>,
+): Promise<void> {
+  segment.readers++;
+  try {
+    for await (const found of batchesOf(segment, segmentHeaderUnits, segment.endUnits)) {
+      const live = livePages(found, maps);
+      for (let from = 0; from < live.length; from += movePagesMax) {
+        const moves: Move[] = [];
+        for (const page of live.slice(from, from + movePagesMax)) {
+          const move = await readMove(segment, page);
+          if (move !== undefined) moves.push(move);
+        }
+        await append(moves);
+        // The guest's reads and writes go first.
+        await setImmediate();
+      }
+    }
+  } finally {
+    segment.readers--;
+  }
+}
+
+interface LivePage {
+  readonly disk: number;
+  readonly page: number;
+  readonly from: number;
+  /** -1: zeros. */
+  readonly bytePosition: number;
+  readonly checksum: number;
+}
+
+function livePages(found: FoundBatch, maps: readonly PageMap[]): LivePage[] {
+  const live: LivePage[] = [];
+  const { slot } = found.segment.header;
+  const zeros = (zeroFlag | positionOf(slot, found.unit)) >>> 0;
+  let unit = firstPageUnit(found);
+  let withBytes = 0;
+  for (const { disk, firstPage, pages, zero } of found.batch.extents) {
+    const map = maps[disk];
+    for (let page = firstPage; page < firstPage + pages; page++) {
+      const from = zero ? zeros : positionOf(slot, unit);
+      const checksum = zero ? 0 : (found.batch.checksums[withBytes++] ?? 0);
+      const bytePosition = zero ? -1 : unit * unitBytes;
+      if (!zero) unit += unitsPerPage;
+      const index = map?.find(page) ?? -1;
+      if (index < 0 || map?.positionAt(index) !== from) continue;
+      live.push({ disk, page, from, bytePosition, checksum });
+    }
+  }
+  return live;
+}
+
+async function readMove(segment: Segment, live: LivePage): Promise<Move | undefined> {
+  const { disk, page, from, bytePosition, checksum } = live;
+  if (bytePosition < 0) return { disk, page, from, data: undefined, checksum };
+  const data = Buffer.allocUnsafe(pageBytes);
+  if (segment.file.readNow(data, bytePosition) !== pageBytes) {
+    try {
+      if ((await segment.file.read(data, bytePosition)) !== pageBytes) return undefined;
+    } catch (error) {
+      if (isRouseError(error, 'io-error')) return undefined;
+      throw error;
+    }
+  }
+  return crc32(data) === checksum ? { disk, page, from, data, checksum } : undefined;
+}
