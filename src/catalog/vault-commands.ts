@@ -1,19 +1,70 @@
+import { join, resolve } from 'node:path';
 import type { Command } from 'commander';
-import { errorTable, type ErrorCode, RouseError } from '../errors.ts';
+import { errorTable, type ErrorCode, isRouseError, RouseError } from '../errors.ts';
 import { type Commands, examples, follow, Interrupted, type Terminal } from '../lib/terminal.ts';
-import { formatBytes, fitText, printable } from '../lib/text.ts';
+import { fitText, formatBytes, parseBytes, printable } from '../lib/text.ts';
 import { formatTime } from '../lib/times.ts';
+import { vaultLimits } from '../limits.ts';
 import type { Mtree, RescanReport, VaultStats, VerifyReport } from '../vault/api.ts';
 import type { VaultJob } from './schema.ts';
 
-/** `rouse vault stats|verify|rescan|mtrees|add-mtree`; `create` is made in cli/roles.ts. */
+/** `rouse vault create|stats|verify|rescan|mtrees|add-mtree`. All but `create` ask the server. */
 export const vaultCommands: Commands = (program, terminal) => {
   const vault = program.command('vault').description('look after the vault; see vault --help');
+  addCreate(vault, terminal);
   addStats(vault, terminal);
   addVerify(vault, terminal);
   addRescan(vault, terminal);
   addMtrees(vault, terminal);
 };
+
+function addCreate(vault: Command, terminal: Terminal): void {
+  const command = vault
+    .command('create')
+    .description('make an empty vault in a directory, before rouse up first uses it')
+    .argument('[dir]', 'the directory (default: DIR/vault of --data)')
+    .option('--block-size <size>', 'a power of two from 4K to 1M (default: 32K)')
+    .action(async (given: string | undefined, options: { readonly blockSize?: string }) => {
+      const directory = resolve(given ?? join(terminal.dataDirectory, 'vault'));
+      const { blockSize } = options;
+      const made = await createIn(
+        directory,
+        blockSize === undefined ? undefined : parseBytes(blockSize),
+      );
+      terminal.answer(made, () => {
+        const blocks = `blocks of ${formatBytes(made.blockBytes)}`;
+        terminal.print(`An empty vault is made in ${printable(directory)} (${blocks}).`);
+        if (given !== undefined) {
+          terminal.print(`→ rouse up --vault ${printable(given)}   uses it`);
+        }
+      });
+    });
+  examples(command, ['rouse vault create', 'rouse vault create /srv/vault --block-size 16K']);
+}
+
+async function createIn(directory: string, asked: number | undefined) {
+  const { openDirectoryStore } = await import('../blobs/directory-store.ts');
+  const { nodeFiles } = await import('../lib/node-files.ts');
+  const { systemRandom: random } = await import('../lib/random.ts');
+  const { createVault } = await import('../vault/vault.ts');
+  const blockBytes = asked ?? vaultLimits.blockBytesDefault;
+  const least = vaultLimits.blockBytesMin;
+  const most = vaultLimits.blockBytesMax;
+  // Looked at first, so that a wrong size does not leave a directory behind.
+  if (blockBytes < least || blockBytes > most || !Number.isInteger(Math.log2(blockBytes))) {
+    throw new RouseError('bad-request', `a block size of ${blockBytes} bytes cannot be used`, {
+      advice: `Give a power of two from ${formatBytes(least)} to ${formatBytes(most)}.`,
+    });
+  }
+  const store = await openDirectoryStore({ files: nodeFiles, directory, random });
+  const id = await createVault(store, { random, blockBytes }).catch((error: unknown) => {
+    if (!isRouseError(error, 'already-exists')) throw error;
+    throw new RouseError('already-exists', `${directory} holds a vault already`, {
+      advice: `Use it: rouse up --vault ${directory}`,
+    });
+  });
+  return { id, path: directory, blockBytes };
+}
 
 function addStats(vault: Command, terminal: Terminal): void {
   const command = vault

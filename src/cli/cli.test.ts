@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { after, test } from 'node:test';
@@ -276,6 +276,19 @@ test('a damaged vault is a failure of verify and rescan', async () => {
   assert.equal(JSON.parse(rescan.stderr).code, 'corrupt-data');
 });
 
+test('a vault is made once, and with a size that it can have', async () => {
+  const vault = join(directory, 'a vault');
+  const made = JSON.parse(await good('vault', 'create', vault, '--block-size', '16K', '--json'));
+  assert.deepEqual(made, { id: made.id, path: vault, blockBytes: 16_384 });
+  assert.match(await bad(5, 'vault', 'create', vault), /a vault holds a vault already\n→ Use it/);
+  const other = join(directory, 'other');
+  assert.match(
+    await bad(2, 'vault', 'create', other, '--block-size', '20K'),
+    /a block size of 20480 bytes cannot be used\n→ Give a power of two from 4 KiB to 1 MiB\./,
+  );
+  assert.equal(existsSync(other), false);
+});
+
 test('hypervisors are added, tested and removed', async () => {
   const add = ['hypervisor', 'add', 'far', 'qemu+ssh://root@far/system'];
   await good(...add, '--datastore', 'prod=/srv/prod');
@@ -395,14 +408,14 @@ test('help of every command has an example', async () => {
     assert.match(text, /\nExamples?:\n {2}\S+.*rouse|\nExamples?:\n {2}rouse /, command);
     assert.match(text, /--json/, command);
   }
-  for (const command of ['stats', 'verify', 'rescan', 'mtrees', 'add-mtree']) {
+  for (const command of ['create', 'stats', 'verify', 'rescan', 'mtrees', 'add-mtree']) {
     assert.match(await good('vault', command, '--help'), /\nExamples?:\n {2}rouse vault /);
   }
 });
 
 test('completion scripts name the commands, and bash accepts its own', async () => {
   const script = await good('completion', 'bash');
-  assert.match(script, /'vault'\) words='stats verify rescan/);
+  assert.match(script, /'vault'\) words='create stats verify rescan/);
   const file = join(directory, 'completion.bash');
   const ask = `COMP_WORDS=(rouse vault ver); COMP_CWORD=2; _rouse; echo "\${COMPREPLY[@]}"`;
   const more = `COMP_WORDS=(rouse recover --json web01 --mo); COMP_CWORD=4; _rouse; echo "\${COMPREPLY[@]}"`;

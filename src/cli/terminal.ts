@@ -129,16 +129,21 @@ export class ProcessTerminal implements Terminal {
   /** Lines that replace the ones before: the cursor goes up (CUU) and all below is erased (ED). */
   live(): { show(lines: readonly string[]): void; end(): void } {
     let height = 0;
+    let before = '';
     return {
       show: (lines) => {
         const rows = this.surroundings.stdout.rows ?? 24;
         // What has scrolled out of the window cannot be reached again: show the end.
         const shown = lines.slice(-(rows - 1));
+        const text = shown.join('\n');
+        if (text === before) return;
+        before = text;
         const up = height > 0 ? `\u001b[${height}A` : '';
-        this.surroundings.stdout.write(`${up}\r\u001b[0J${shown.join('\n')}\n`);
+        this.surroundings.stdout.write(`${up}\r\u001b[0J${text}\n`);
         height = shown.length;
       },
       end: () => {
+        before = '';
         height = 0;
       },
     };
