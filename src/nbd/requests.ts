@@ -255,7 +255,7 @@ export class Requests {
     this.#over.abort();
     if (this.#failure === undefined) {
       const bye = { flags: 0, type: command.disconnect, cookie: 0n, offset: 0, length: 0 };
-      await this.#wire.write(encodeRequest(bye)).catch(() => undefined);
+      this.#wire.write(encodeRequest(bye)).catch(() => undefined);
       this.#wire.end();
       const timer = new AbortController();
       const late = this.#clock.sleep(nbdLimits.farewellMsMax, timer.signal).catch(() => undefined);

@@ -46,6 +46,8 @@ export async function serveNbd(options: NbdServerOptions): Promise<NbdServer> {
       return;
     }
     socket.setNoDelay(true);
+    // A host that lost its power sends no farewell.
+    socket.setKeepAlive(true, nbdLimits.handshakeMsMax);
     const wire = new Wire(socket);
     const session = { ...options, clock: options.clock ?? systemClock };
     const done = serveSession(wire, session).catch((error: unknown) => {

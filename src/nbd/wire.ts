@@ -20,6 +20,7 @@ export class Wire {
   #ended: ConnectionEnded | undefined;
   #wake: (() => void) | undefined;
   #isPaused = false;
+  readonly #writing = new Set<(error: ConnectionEnded) => void>();
   /** Bytes ever received: whether the peer is alive. */
   received = 0;
 
@@ -93,6 +94,8 @@ export class Wire {
 
   #end(cause?: unknown): void {
     this.#ended ??= new ConnectionEnded(cause);
+    for (const reject of this.#writing) reject(this.#ended);
+    this.#writing.clear();
     this.#notify();
   }
 
@@ -103,22 +106,25 @@ export class Wire {
   }
 
   /** Resolves when the last of them is handed to the system: back-pressure reaches the caller. */
-  async write(...buffers: readonly Uint8Array[]): Promise<void> {
-    if (this.#ended !== undefined) throw this.#ended;
-    this.#stream.cork();
-    const last = buffers.length - 1;
-    const flushed = new Promise<void>((resolve, reject) => {
+  write(...buffers: readonly Uint8Array[]): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (this.#ended !== undefined) return reject(this.#ended);
+      this.#writing.add(reject);
+      this.#stream.cork();
+      const last = buffers.length - 1;
       buffers.forEach((buffer, index) => {
-        if (index < last) this.#stream.write(buffer);
-        else this.#stream.write(buffer, (error) => (error ? reject(error) : resolve()));
+        if (index < last) {
+          this.#stream.write(buffer);
+          return;
+        }
+        this.#stream.write(buffer, (error) => {
+          this.#writing.delete(reject);
+          if (error) reject(new ConnectionEnded(error));
+          else resolve();
+        });
       });
+      this.#stream.uncork();
     });
-    this.#stream.uncork();
-    try {
-      await flushed;
-    } catch (error) {
-      throw new ConnectionEnded(error);
-    }
   }
 
   /** Sends what is left and closes this side. */
