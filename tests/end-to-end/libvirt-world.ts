@@ -98,7 +98,7 @@ function guestXml(name: string, disk: string, format: string): string {
 </domain>`;
 }
 
-export const guestDiskBytes = 4 << 20;
+export const guestDiskBytes = 8 << 20;
 
 /** Sector 1: how often it booted. Sectors 2 to 63: a count that grows a hundred times a second. */
 export async function guestDisk(): Promise<Buffer> {

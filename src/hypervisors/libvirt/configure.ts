@@ -135,21 +135,30 @@ function placeDisk(
   disk: ConfigureSpec['disks'][number],
   host: HostChoices,
 ): void {
+  const driver = driverOf(node, disk.local?.format ?? 'raw');
   remove(node, 'source', 'backingStore', 'mirror', 'auth', 'encryption', 'alias', 'transient');
   remove(node, 'shareable', 'driver');
-  for (const name of ['snapshot', 'model', 'sgio', 'rawio']) {
-    if (name !== 'model' || node.attributes.get('model')?.startsWith('virtio') !== true) {
-      node.attributes.delete(name);
-    }
-  }
+  for (const name of ['snapshot', 'sgio', 'rawio']) node.attributes.delete(name);
   node.attributes.set('device', 'disk');
-  const format = disk.local?.format ?? 'raw';
   const source = diskSource(spec.datastore, `${spec.folder}/${disk.file}`, host.mountPath);
   const placed = disk.local === undefined ? source : fileSource(disk.local.path);
   node.attributes.set('type', attribute(placed, 'file') === undefined ? 'network' : 'file');
-  const driver = element('driver', { name: 'qemu', type: format });
-  if (disk.local !== undefined) driver.attributes.set('discard', 'unmap');
+  // A relocation's target inherits this: zeros that the export sends as data take no space there.
+  if (disk.local === undefined) driver.attributes.set('detect_zeroes', 'unmap');
   node.children.unshift(driver, placed);
+}
+
+const keptDriverSettings = ['cache', 'iothread', 'queues', 'queue_size', 'error_policy', 'iommu'];
+
+/** What a person tuned stays; what only fits the old storage (`io`, `copy_on_read`) does not. */
+export function driverOf(disk: XmlElement, format: string): XmlElement {
+  const driver = element('driver', { name: 'qemu', type: format, discard: 'unmap' });
+  for (const name of keptDriverSettings) {
+    const value = attribute(child(disk, 'driver'), name);
+    // `unsafe` loses what the guest synced: no place for a recovered machine.
+    if (value !== undefined && value !== 'unsafe') driver.attributes.set(name, value);
+  }
+  return driver;
 }
 
 /** How QEMU opens a file of the export. */

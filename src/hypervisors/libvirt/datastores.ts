@@ -297,6 +297,12 @@ export async function removeHostFile(context: LibvirtContext, path: string): Pro
   await forgetFile(context, path);
 }
 
+/** Remote: as far as libvirt's pools tell; `blockcopy` itself refuses a file that is there. */
+export async function existsOnHost(context: LibvirtContext, path: string): Promise<boolean> {
+  if (context.virsh.isLocal) return (await sizeOf(path)) !== undefined;
+  return (await context.virsh.runUnless(/./u, ['vol-info', '--vol', path])) !== undefined;
+}
+
 async function removeVolume(context: LibvirtContext, path: string): Promise<void> {
   const stores = await directoryStores(context, '');
   const store = stores.find((one) => posix.dirname(path) === one.location);

@@ -3,9 +3,17 @@ import { RouseError, isRouseError, toRouseError } from '../../errors.ts';
 import { runCommand } from '../../lib/command.ts';
 import { libvirtLimits } from '../../limits.ts';
 import type { RelocateResult, RelocateSpec, RelocateWatch } from '../port.ts';
+import { driverOf } from './configure.ts';
 import { domainXml, placeOf, requireLocal } from './context.ts';
 import type { DirectoryStore, LibvirtContext } from './context.ts';
-import { fileName, qemuNfsUrl, rememberFile, removeHostFile } from './datastores.ts';
+import {
+  existsOnHost,
+  fileName,
+  forgetFile,
+  qemuNfsUrl,
+  rememberFile,
+  removeHostFile,
+} from './datastores.ts';
 import { domainDisks, liesOn, readMark } from './domain.ts';
 import type { DatastorePlace, DomainDisk } from './domain.ts';
 import { diskSizes, machinesWithDisk, powerState } from './machines.ts';
@@ -112,11 +120,13 @@ async function relocateLive(
   const moving = move.disks.filter((one) => !one.isSwitched);
   const throttle = new GuestThrottle(context, move.machine, bandwidth);
   const totalBytes = moving.reduce((sum, one) => sum + one.sizeBytes, 0);
+  const begun: MovingDisk[] = [];
   let doneBytes = 0;
   try {
     for (const one of moving) {
       throwIfStopped(watch.signal, move.machine);
       await beginCopy(context, move, one, throttle.bytesPerSecond);
+      begun.push(one);
       const base = doneBytes;
       await followCopy(context, move, one, throttle, watch.signal, (bytes) =>
         watch.progress(Math.min(base + bytes, totalBytes), totalBytes),
@@ -129,7 +139,7 @@ async function relocateLive(
   } catch (error) {
     // A server that stops leaves the copy running, and joins it when it is back.
     if (watch.signal.aborted && watch.signal.reason === 'shutdown') throw error;
-    await giveUp(context, move, moving);
+    await giveUp(context, move, begun);
     throw watch.signal.aborted ? stopped(move.machine) : error;
   }
 }
@@ -151,11 +161,17 @@ async function beginCopy(
   const values = ['blockcopy', '--domain', move.machine, '--path', one.disk.name];
   values.push('--transient-job', '--bytes', '--bandwidth', String(bytesPerSecond));
   const copy = element('disk', { type: 'file', device: 'disk' }, [
-    // An export's zeros are read as data: found again at the target, they take no space.
-    element('driver', { name: 'qemu', type: 'qcow2', discard: 'unmap', detect_zeroes: 'unmap' }),
+    // libvirt 9 takes only the format from here, and `discard` and `detect_zeroes` of the disk.
+    element('driver', { name: 'qemu', type: 'qcow2' }),
     element('source', { file: one.path }),
   ]);
-  await context.virsh.withXml([writeXml(copy)], (file = '') => [...values, '--xml', file]);
+  try {
+    await context.virsh.withXml([writeXml(copy)], (file = '') => [...values, '--xml', file]);
+  } catch (error) {
+    if (isRouseError(error, 'already-exists')) await forgetFile(context, one.path);
+    else await removeHostFile(context, one.path);
+    throw error;
+  }
 }
 
 /** Our own leftover is removed; a file that we did not make is never touched. */
@@ -164,7 +180,13 @@ async function claimTarget(context: LibvirtContext, path: string): Promise<void>
   if (users.length > 0) {
     throw new RouseError('already-exists', `${path} is in use by ${users.join(', ')}`);
   }
-  if (context.state.current.createdFiles.includes(path)) await removeHostFile(context, path);
+  if (context.state.current.createdFiles.includes(path)) {
+    await removeHostFile(context, path);
+  } else if (await existsOnHost(context, path)) {
+    throw new RouseError('already-exists', `${path} already exists and is none of our copies`, {
+      advice: 'Move that file away, or relocate to another datastore.',
+    });
+  }
   await rememberFile(context, path);
 }
 
@@ -256,9 +278,9 @@ async function pivot(context: LibvirtContext, machine: string, one: MovingDisk):
 async function giveUp(
   context: LibvirtContext,
   move: Move,
-  moving: readonly MovingDisk[],
+  begun: readonly MovingDisk[],
 ): Promise<void> {
-  for (const one of moving) {
+  for (const one of begun) {
     const values = ['blockjob', move.machine, one.disk.name, '--abort'];
     await context.virsh.runUnless(/./u, values);
     const users = await machinesWithDisk(context, (disk) => disk.path === one.path);
@@ -346,12 +368,10 @@ async function storeMoved(context: LibvirtContext, machine: string, move: Move):
     if (disk === undefined) continue;
     const running = live.find((candidate) => candidate.name === disk.name)?.path;
     const path = move.isOn ? (running ?? one.path) : one.path;
+    const driver = driverOf(disk.node, 'qcow2');
     remove(disk.node, 'source', 'driver', 'backingStore', 'mirror');
     disk.node.attributes.set('type', 'file');
-    disk.node.children.unshift(
-      element('driver', { name: 'qemu', type: 'qcow2', discard: 'unmap' }),
-      element('source', { file: path }),
-    );
+    disk.node.children.unshift(driver, element('source', { file: path }));
   }
   try {
     await context.virsh.withXml([writeXml(stored)], (file = '') => ['define', '--file', file]);
