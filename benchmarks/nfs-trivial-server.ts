@@ -5,7 +5,7 @@ import { MemoryFileSystem } from '../src/testing/memory-file-system.ts';
 
 /**
  * The NFS server over a file system in memory: what the protocol alone costs. Prints its ports and
- * serves /bench/disk until its standard input ends.
+ * serves /bench/disk until its standard input ends; then tells what a call cost.
  */
 const { values } = parseArgs({
   options: {
@@ -38,6 +38,13 @@ server.addExport({
   fileSystem,
 });
 await server.start();
+const cpuBefore = process.cpuUsage();
 console.log(JSON.stringify({ nfsPort: server.nfsPort, mountPort: server.mountPort }));
 process.stdin.resume();
-process.stdin.on('end', () => void server.close());
+process.stdin.on('end', () => {
+  const { reads, writes } = server.exports()[0] ?? { reads: 0, writes: 0 };
+  const { user, system } = process.cpuUsage(cpuBefore);
+  const perCall = (user + system) / Math.max(1, reads + writes);
+  console.log(JSON.stringify({ reads, writes, cpuMicrosecondsPerCall: perCall }));
+  void server.close();
+});

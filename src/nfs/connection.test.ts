@@ -48,9 +48,14 @@ interface World {
   end(): Promise<void>;
 }
 
-async function open(memory: MemoryFileSystem, clock: Clock = systemClock): Promise<World> {
+async function open(
+  memory: MemoryFileSystem,
+  clock: Clock = systemClock,
+  inFlightBytesMax?: number,
+): Promise<World> {
   const server = createNfsServer({
     clock,
+    ...(inFlightBytesMax === undefined ? {} : { inFlightBytesMax }),
     log: { info: () => undefined, warn: () => undefined },
     listen: { addresses: ['127.0.0.1'], nfsPort: 0, mountPort: 0, portmap: 'off' },
   });
@@ -138,6 +143,24 @@ test('bytes in flight are bounded for READ and WRITE', async () => {
   memory.letGo();
   for (const reply of await Promise.all(writes)) assert.equal(reply.results.u32(), 0);
   assert.equal(memory.contents('/disk').subarray(0, data.length).equals(data), true);
+  await end();
+});
+
+test('bytes in flight are bounded over all connections, and every one goes on later', async () => {
+  const memory = new HeldFileSystem({ clock: systemClock });
+  const bound = 1 << 20;
+  const { server, handle, client, end } = await open(memory, systemClock, bound);
+  const others = await Promise.all([1, 2, 3].map(() => RpcClient.open(server.nfsPort)));
+  const replies = [client, ...others].flatMap((one) =>
+    Array.from({ length: 30 }, () => one.call(Procedure.read, readArguments(handle, 0, 65_536))),
+  );
+  await until(() => server.inFlightBytes >= bound);
+  await settle();
+  assert.ok(memory.mostRunning <= 17, `${memory.mostRunning} reads of 64 KiB at once`);
+  memory.letGo();
+  for (const reply of await Promise.all(replies)) assert.equal(reply.results.u32(), 0);
+  assert.equal(server.inFlightBytes, 0);
+  for (const one of others) await one.close();
   await end();
 });
 

@@ -27,6 +27,7 @@ export interface Shared {
   readonly duplicates: DuplicateRequests;
   /** Bytes of calls in flight on all connections. */
   inFlightBytes: number;
+  readonly inFlightBytesMax: number;
   /** Connections that wait for `inFlightBytes` to fall. */
   readonly stalled: Set<Connection>;
   /** Runs the program that a call is for; its reply may come later. */
@@ -169,7 +170,7 @@ export class Connection implements SegmentOwner {
     this.shared.inFlightBytes -= bytes;
     if (this.#ending) this.scheduleFlush();
     if (this.#wait === 'work') this.scheduleFlush();
-    if (this.shared.stalled.size > 0 && this.shared.inFlightBytes < nfsLimits.serverBytesMax) {
+    if (this.shared.stalled.size > 0 && this.shared.inFlightBytes < this.shared.inFlightBytesMax) {
       for (const connection of this.shared.stalled) connection.scheduleFlush();
       this.shared.stalled.clear();
     }
@@ -348,7 +349,7 @@ export class Connection implements SegmentOwner {
     ) {
       return true;
     }
-    if (this.shared.inFlightBytes < nfsLimits.serverBytesMax) return false;
+    if (this.shared.inFlightBytes < this.shared.inFlightBytesMax) return false;
     this.shared.stalled.add(this);
     return true;
   }

@@ -46,6 +46,8 @@ export interface NfsServerOptions {
   readonly clock: Clock;
   readonly log: NfsLog;
   readonly listen: ListenOptions;
+  /** Bytes of calls in flight on all connections; `nfsLimits.serverBytesMax` when not given. */
+  readonly inFlightBytesMax?: number;
 }
 
 export interface ListenOptions {
@@ -95,6 +97,7 @@ class RunningServer implements NfsServer {
       pool: new SegmentPool(),
       duplicates: new DuplicateRequests(),
       inFlightBytes: 0,
+      inFlightBytesMax: options.inFlightBytesMax ?? nfsLimits.serverBytesMax,
       stalled: new Set(),
       dispatch: (connection) => this.#dispatch(connection),
     };
