@@ -49,9 +49,18 @@ class DirectoryBlobStore implements BlobStore {
   }
 
   async prepare(): Promise<void> {
+    await this.#makeRoot(this.place);
     await this.#folder(temporaryFolder);
     for (const left of await this.#files.list(join(this.place, temporaryFolder)))
       await this.#removeIfThere(join(this.place, temporaryFolder, left));
+  }
+
+  /** The store's own name must survive a power cut too, and so must its parents'. */
+  async #makeRoot(path: string): Promise<void> {
+    const isThere = (await this.#files.stat(path)) !== undefined;
+    if (!isThere) await this.#makeRoot(dirname(path));
+    await this.#files.makeDirectory(path);
+    await this.#files.syncDirectory(dirname(path));
   }
 
   async put(name: string, chunks: readonly Uint8Array[]): Promise<void> {
@@ -90,7 +99,10 @@ class DirectoryBlobStore implements BlobStore {
     }
   }
 
-  /** Makes a folder below the store once, durably: each level's name is synced in its parent. */
+  /**
+   * Makes a folder below the store once, durably: each level's name is synced in its parent, also
+   * when it was there, since whoever made it may have been killed before the sync.
+   */
   #folder(name: string): Promise<void> {
     if (name === '.') return Promise.resolve();
     const known = this.#folders.get(name);
@@ -104,9 +116,8 @@ class DirectoryBlobStore implements BlobStore {
   async #makeFolder(name: string): Promise<void> {
     await this.#folder(dirname(name));
     const path = join(this.place, name);
-    const isNew = (await this.#files.stat(path)) === undefined;
     await this.#files.makeDirectory(path);
-    if (isNew) await this.#files.syncDirectory(dirname(path));
+    await this.#files.syncDirectory(dirname(path));
   }
 
   async get(name: string): Promise<Buffer> {

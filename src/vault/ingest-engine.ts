@@ -1,41 +1,47 @@
 import { Worker } from 'node:worker_threads';
 import { RouseError } from '../errors.ts';
 import { keyedHash } from './hash.ts';
-import { SlabViews, type SlabMemory } from './ingest-slab.ts';
+import type { SlabMemory, SlabViews } from './ingest-slab.ts';
 
 /** Does the two costly steps for the first `count` blocks of a slab, elsewhere or here. */
 export interface IngestEngine {
-  hash(slab: number, count: number): Promise<void>;
-  pack(slab: number, count: number): Promise<void>;
+  hash(slab: SharedSlab, count: number): Promise<void>;
+  pack(slab: SharedSlab, count: number): Promise<void>;
   close(): Promise<void>;
+}
+
+export interface SharedSlab {
+  readonly number: number;
+  readonly memory: SlabMemory;
+  readonly views: SlabViews;
 }
 
 export interface WorkerSetup {
   readonly key: Uint8Array;
   readonly blockBytes: number;
-  readonly slabs: readonly SlabMemory[];
 }
 
 export interface WorkerJob {
   readonly number: number;
   readonly step: 'hash' | 'pack';
   readonly slab: number;
+  /** Comes with a worker's first job on this slab. */
+  readonly memory: SlabMemory | undefined;
   readonly count: number;
 }
 
 /** On this thread, with a turn for everybody else after each slab: tests, and small machines. */
 export function inlineEngine(setup: WorkerSetup): IngestEngine {
   const hash = keyedHash(setup.key);
-  const views = setup.slabs.map((memory) => new SlabViews(memory, setup.blockBytes));
   const turn = () => new Promise<void>((resolve) => void setImmediate(resolve));
   return {
     hash: async (slab, count) => {
       await turn();
-      (views[slab] as SlabViews).hashBlocks(count, hash);
+      slab.views.hashBlocks(count, hash);
     },
     pack: async (slab, count) => {
       await turn();
-      (views[slab] as SlabViews).packBlocks(count);
+      slab.views.packBlocks(count);
     },
     close: async () => {},
   };
@@ -50,9 +56,9 @@ export interface WorkerAnswer {
 export function workerEngine(setup: WorkerSetup, workers: number): IngestEngine {
   const all = Array.from({ length: workers }, () => new IngestWorker(setup));
   let number = 0;
-  const give = (step: WorkerJob['step'], slab: number, count: number) => {
+  const give = (step: WorkerJob['step'], slab: SharedSlab, count: number) => {
     const free = all.reduce((a, b) => (b.jobs < a.jobs ? b : a));
-    return free.run({ number: number++, step, slab, count });
+    return free.run(number++, step, slab, count);
   };
   return {
     hash: (slab, count) => give('hash', slab, count),
@@ -66,6 +72,7 @@ export function workerEngine(setup: WorkerSetup, workers: number): IngestEngine 
 class IngestWorker {
   readonly #worker: Worker;
   readonly #waiting = new Map<number, { resolve: () => void; reject: (e: unknown) => void }>();
+  readonly #knownSlabs = new Set<number>();
   #ended: RouseError | undefined;
 
   constructor(setup: WorkerSetup) {
@@ -82,11 +89,14 @@ class IngestWorker {
     return this.#ended === undefined ? this.#waiting.size : Number.POSITIVE_INFINITY;
   }
 
-  run(job: WorkerJob): Promise<void> {
+  run(number: number, step: WorkerJob['step'], slab: SharedSlab, count: number): Promise<void> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     if (this.#waiting.size === 0) this.#worker.ref();
-    this.#waiting.set(job.number, { resolve, reject });
+    this.#waiting.set(number, { resolve, reject });
+    const memory = this.#knownSlabs.has(slab.number) ? undefined : slab.memory;
+    this.#knownSlabs.add(slab.number);
+    const job: WorkerJob = { number, step, slab: slab.number, memory, count };
     // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a thread, not a window
     this.#worker.postMessage(job);
     return promise;

@@ -9,7 +9,7 @@ import { SlabViews } from './ingest-slab.ts';
 
 const setup = workerData as WorkerSetup;
 const hash = keyedHash(setup.key);
-const slabs = setup.slabs.map((memory) => new SlabViews(memory, setup.blockBytes));
+const slabs: SlabViews[] = [];
 
 beNice();
 
@@ -19,8 +19,9 @@ parentPort?.on('message', (job: WorkerJob) => {
 });
 
 function run(job: WorkerJob): WorkerAnswer {
-  const slab = slabs[job.slab] as SlabViews;
   try {
+    if (job.memory !== undefined) slabs[job.slab] = new SlabViews(job.memory, setup.blockBytes);
+    const slab = slabs[job.slab] as SlabViews;
     if (job.step === 'hash') slab.hashBlocks(job.count, hash);
     else slab.packBlocks(job.count);
     return { number: job.number };

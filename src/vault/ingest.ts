@@ -3,7 +3,7 @@ import { vaultLimits } from '../limits.ts';
 import type { BlockPlace } from './block-index.ts';
 import { codecs, type CodecName } from './codecs.ts';
 import { idKey, keyedHash, type HashBlock } from './hash.ts';
-import { inlineEngine, workerEngine, type IngestEngine } from './ingest-engine.ts';
+import { inlineEngine, workerEngine, type IngestEngine, type SharedSlab } from './ingest-engine.ts';
 import { newSlabMemory, skip, SlabViews } from './ingest-slab.ts';
 import type { PackWriter } from './pack-writer.ts';
 import { encodeRecord, recordBytesMax } from './record.ts';
@@ -20,9 +20,7 @@ export interface BlockSink {
   failed(block: number, error: RouseError): void;
 }
 
-interface Slab {
-  readonly number: number;
-  readonly views: SlabViews;
+interface Slab extends SharedSlab {
   readonly sinks: BlockSink[];
   readonly blocks: number[];
 }
@@ -46,7 +44,8 @@ export class Ingest {
   readonly #options: IngestOptions;
   readonly #hash: HashBlock;
   readonly #engine: IngestEngine;
-  readonly #free: Slab[];
+  readonly #free: Slab[] = [];
+  #slabs = 0;
   readonly #waiting: (() => void)[] = [];
   #filling: Slab | undefined;
   #lookedUp: Promise<void> = Promise.resolve();
@@ -58,20 +57,21 @@ export class Ingest {
 
   constructor(options: IngestOptions) {
     const { key, blockBytes, workers } = options;
-    const slabs = Array.from({ length: vaultLimits.ingestSlabs }, () =>
-      newSlabMemory(vaultLimits.ingestSlabBytes, blockBytes),
-    );
-    const setup = { key: new Uint8Array(key), blockBytes, slabs };
+    const setup = { key: new Uint8Array(key), blockBytes };
     this.#options = options;
     this.#hash = keyedHash(key);
     this.#engine = workers > 0 ? workerEngine(setup, workers) : inlineEngine(setup);
     this.#scratch = Buffer.allocUnsafeSlow(recordBytesMax(blockBytes));
-    this.#free = slabs.map((memory, number) => ({
-      number,
-      views: new SlabViews(memory, blockBytes),
-      sinks: [],
-      blocks: [],
-    }));
+  }
+
+  /** Slabs are made when the first backup needs them, and kept. */
+  #freeSlab(): Slab | undefined {
+    const free = this.#free.pop();
+    if (free !== undefined || this.#slabs === vaultLimits.ingestSlabs) return free;
+    const { blockBytes } = this.#options;
+    const memory = newSlabMemory(vaultLimits.ingestSlabBytes, blockBytes);
+    const views = new SlabViews(memory, blockBytes);
+    return { number: this.#slabs++, memory, views, sinks: [], blocks: [] };
   }
 
   /** Copies one block (the last of a disk may be short); waits while all slabs are busy. */
@@ -81,7 +81,7 @@ export class Ingest {
   }
 
   addNow(sink: BlockSink, block: number, bytes: Uint8Array): boolean {
-    const slab = (this.#filling ??= this.#free.pop());
+    const slab = (this.#filling ??= this.#freeSlab());
     if (slab === undefined) return false;
     const i = slab.sinks.length;
     const room = slab.views.block(i);
@@ -100,10 +100,10 @@ export class Ingest {
     if (slab === undefined) return;
     this.#filling = undefined;
     const count = slab.sinks.length;
-    const hashed = this.#engine.hash(slab.number, count);
+    const hashed = this.#engine.hash(slab, count);
     const packed = this.#lookedUp.then(async () => {
       await hashed;
-      return this.#lookUp(slab) > 0 ? { job: this.#engine.pack(slab.number, count) } : undefined;
+      return this.#lookUp(slab) > 0 ? { job: this.#engine.pack(slab, count) } : undefined;
     });
     this.#lookedUp = packed.then(ignore, ignore);
     this.#appended = this.#appended.then(async () => {

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { isRouseError, RouseError } from '../errors.ts';
+import type { Clock } from '../lib/clock.ts';
 import type { Files } from '../lib/files.ts';
 
 /**
@@ -20,6 +21,7 @@ export async function takeLock(
   files: Files,
   directory: string,
   owner: LockOwner,
+  clock: Clock,
 ): Promise<() => Promise<void>> {
   const path = join(directory, lockFile);
   await files.makeDirectory(directory);
@@ -29,7 +31,7 @@ export async function takeLock(
         if ((await readLock(files, path)) === owner.name) await files.remove(path);
       };
     }
-    const holder = await readLock(files, path);
+    const holder = await readWrittenLock(files, path, clock);
     if (holder === undefined) continue;
     if (owner.isAlive(holder)) throw lockedBy(directory, holder);
     await files.rename(path, `${path}.stale`).catch(ignoreMissing);
@@ -63,6 +65,16 @@ async function tryCreate(files: Files, path: string, content: string): Promise<b
     if (isRouseError(error, 'already-exists')) return false;
     throw error;
   }
+}
+
+/** A lock is empty for a moment after it was made, and after a power cut. */
+async function readWrittenLock(files: Files, path: string, clock: Clock) {
+  let holder = await readLock(files, path);
+  for (let wait = 0; holder === '' && wait < 5; wait++) {
+    await clock.sleep(10);
+    holder = await readLock(files, path);
+  }
+  return holder;
 }
 
 async function readLock(files: Files, path: string): Promise<string | undefined> {

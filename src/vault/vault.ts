@@ -103,7 +103,7 @@ export async function openVault(options: OpenVaultOptions): Promise<OpenedVault>
   const owner = options.owner ?? processOwner(options.random.id());
   let unlock: () => Promise<void>;
   try {
-    unlock = await takeLock(files, directory, owner);
+    unlock = await takeLock(files, directory, owner, options.clock);
   } catch (error) {
     forget(owner);
     throw error;
