@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import type { z } from 'zod';
 import { backupRequest } from '../backup/schema.ts';
 import { exportView, inventory, mtree, proxyStatus } from '../catalog/schema.ts';

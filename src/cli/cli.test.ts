@@ -41,6 +41,8 @@ interface Run {
   readonly environment?: Readonly<Record<string, string>>;
   /** Sends SIGINT once stdout or stderr holds this. */
   readonly interruptAt?: string;
+  /** Calls `call` once stdout holds this. */
+  readonly whenAt?: { readonly text: string; readonly call: () => void };
 }
 
 /** A process of its own: for signals, and for what the process itself brings. */
@@ -58,6 +60,7 @@ function rouseProcess(values: readonly string[], how: Run = {}): Promise<Result>
   let stderr = '';
   let interrupted = false;
   const look = () => {
+    if (how.whenAt !== undefined && stdout.includes(how.whenAt.text)) how.whenAt.call();
     if (how.interruptAt === undefined || interrupted) return;
     if (!(stdout + stderr).includes(how.interruptAt)) return;
     interrupted = true;
@@ -194,6 +197,30 @@ test('Ctrl-C stops watching; the recovery goes on', async () => {
   assert.equal((await services.recoveries.get(id)).state, 'starting');
   assert.match(await good('show', id), /State +starting/);
   assert.match(await good('cancel', id), /is cancelled, and nothing of it is left/);
+});
+
+test('a watcher waits for a server that is restarted', async () => {
+  const where = join(directory, 'restarted.sock');
+  const first = await createApi({ ...options, listen: { socket: where } });
+  const { id } = JSON.parse(await good('recover', 'slow01', '--no-wait', '--json'));
+  const environment = { ROUSE_SERVER: `unix:${where}` };
+  let watching: Promise<Result> | undefined;
+  await new Promise<void>((resolve) => {
+    const whenAt = { text: ' 5 ✔', call: resolve };
+    watching = rouseProcess(['watch', id], { environment, whenAt });
+  });
+  await first.close();
+  const second = await createApi({ ...options, listen: { socket: where } });
+  await services.recoveries.cancel(id, { keepWrites: false });
+  const result = (await watching) ?? assert.fail();
+  await second.close();
+  assert.equal(result.exit, 0, result.stderr);
+  assert.match(
+    result.stderr,
+    /^The server went away; waiting for it\. .*\nThe server is back\.\n$/,
+  );
+  assert.match(result.stdout, /is cancelled, and nothing of it is left/);
+  assert.equal(result.stdout.match(/ 5 ✔/g)?.length, 1);
 });
 
 test('Ctrl-C cancels a backup that nobody can be asked about', async () => {
@@ -334,7 +361,7 @@ test('what is wrong is read aloud', async () => {
   );
   assert.match(
     await bad(2, 'recover', 'web01', '--mode', 'publish', '--client', 'localhost'),
-    /clients.0 "localhost" must be an IPv4 or IPv6 address/,
+    /^rouse: --client "localhost" must be an IPv4 or IPv6 address/,
   );
   assert.match(
     await bad(2, 'backup'),
@@ -410,6 +437,22 @@ test('help of every command has an example', async () => {
   }
   for (const command of ['create', 'stats', 'verify', 'rescan', 'mtrees', 'add-mtree']) {
     assert.match(await good('vault', command, '--help'), /\nExamples?:\n {2}rouse vault /);
+  }
+});
+
+test('the guide tells of every command', async () => {
+  const path = join(import.meta.dirname, '../../docs/guide/command-line.md');
+  const guide = readFileSync(path, 'utf8');
+  const script = await good('completion', 'fish');
+  const commands = [...script.matchAll(/-n '(.*)' -a ([a-z-]+) /g)].map((match) => {
+    const parent = /^__fish_seen_subcommand_from ([a-z]+)$/.exec(match[1] ?? '')?.[1];
+    return parent === undefined ? match[2] : `${parent} ${match[2]}`;
+  });
+  assert.ok(commands.length > 25, String(commands.length));
+  const several = guide.replaceAll(/rouse hypervisor add\|list\|test\|remove/g, '');
+  for (const command of commands) {
+    if (command === 'help' || command === 'vault' || command?.endsWith(' help')) continue;
+    assert.ok(several.includes(`rouse ${command}`), command);
   }
 });
 

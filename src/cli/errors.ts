@@ -1,5 +1,5 @@
-import { CommanderError } from 'commander';
-import { RouseError, systemErrorCode } from '../errors.ts';
+import { type Command, CommanderError } from 'commander';
+import { isRouseError, RouseError, systemErrorCode } from '../errors.ts';
 import { Interrupted } from '../lib/terminal.ts';
 import { printable } from '../lib/text.ts';
 import type { ProcessTerminal } from './terminal.ts';
@@ -45,4 +45,41 @@ function commanderError(error: CommanderError): RouseError | undefined {
   const hint = /\((Did you mean [^)]*)\)/.exec(rest.join(' '))?.[1];
   const message = first.replace(/^error: /, '').replace(/\.$/, '');
   return new RouseError('bad-request', message, { advice: hint ?? 'See rouse --help.' });
+}
+
+const optionOfField: Readonly<Record<string, string>> = {
+  leaseMs: 'lease',
+  clients: 'client',
+  bandwidthBytesPerSecond: 'bandwidth',
+  'files.name': 'name',
+  'files.configuration': 'config',
+  'files.nvram': 'nvram',
+  'files.disks': 'file',
+  datastores: 'datastore',
+};
+
+/** What the server found wrong with a field, by the option or argument that the person wrote. */
+export function byOption(error: unknown, command: Command | undefined): unknown {
+  if (!isRouseError(error, 'bad-request') || command === undefined) return error;
+  const fields = error.details?.['fields'];
+  if (!Array.isArray(fields)) return error;
+  const known = new Set(command.options.map((option) => option.long));
+  let message = error.message;
+  for (const { field } of fields as readonly { readonly field: string }[]) {
+    const alias = Object.keys(optionOfField).find(
+      (name) => field === name || field.startsWith(`${name}.`),
+    );
+    const name = alias === undefined ? kebab(field) : (optionOfField[alias] ?? '');
+    if (field !== '' && known.has(`--${name}`)) message = message.replace(field, `--${name}`);
+  }
+  const { advice, details } = error;
+  return new RouseError('bad-request', message, {
+    advice,
+    cause: error,
+    ...(details === undefined ? {} : { details }),
+  });
+}
+
+function kebab(field: string): string {
+  return field.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
 }

@@ -7,7 +7,7 @@ import { RouseError } from '../errors.ts';
 import { nearest } from '../lib/text.ts';
 import { recoveryCommands } from '../recovery/commands.ts';
 import { completionCommand } from './completion.ts';
-import { tellError } from './errors.ts';
+import { byOption, tellError } from './errors.ts';
 import { roleCommands } from './roles.ts';
 import type { GlobalOptions, ProcessTerminal } from './terminal.ts';
 
@@ -15,7 +15,10 @@ import type { GlobalOptions, ProcessTerminal } from './terminal.ts';
  * The command line: the commands of every feature in one program. Features say what they offer in
  * their commands.ts; here is what all share: global options, help, errors and exit codes.
  */
-export function createProgram(terminal: ProcessTerminal): Command {
+export function createProgram(
+  terminal: ProcessTerminal,
+  began: (command: Command) => void = () => undefined,
+): Command {
   const program = new Command('rouse')
     .description('Wakes a virtual machine from its deduplicated backup, over NFS, in seconds.')
     .version(version(), '-V, --version', 'show the version')
@@ -34,6 +37,7 @@ export function createProgram(terminal: ProcessTerminal): Command {
     .addHelpText('after', introduction);
   program.hook('preAction', (_, command) => {
     terminal.configure(command.optsWithGlobals<GlobalOptions>());
+    began(command);
   });
   roleCommands(program, terminal);
   catalogCommands(program, terminal);
@@ -60,7 +64,10 @@ export async function runCommandLine(
 ): Promise<number> {
   // Known before parsing, so that errors of parsing are JSON as well.
   terminal.configure({ json: values.includes('--json') });
-  const program = createProgram(terminal);
+  let running: Command | undefined;
+  const program = createProgram(terminal, (command) => {
+    running = command;
+  });
   try {
     if (values.length === 0) {
       program.outputHelp();
@@ -70,7 +77,8 @@ export async function runCommandLine(
     return 0;
   } catch (error) {
     if (terminal.surroundings.environment['ROUSE_TRACE'] === '1') console.error(error);
-    return tellError(mendSuggestion(error, values, program), terminal);
+    const told = byOption(mendSuggestion(error, values, program), running);
+    return tellError(told, terminal);
   } finally {
     terminal.close();
   }

@@ -198,8 +198,15 @@ class Connection implements HttpClient {
         `the ${this.#options.peer} has not answered in ${seconds} s`,
       );
     }
-    const unreachable = this.#unreachable(error);
     const code = systemErrorCode(error);
+    if (code === 'EACCES' || code === 'EPERM') {
+      const { peer, url } = this.#options;
+      return new RouseError('forbidden', `this user may not speak to the ${peer} at ${url}`, {
+        cause: error,
+        advice: `Run it as the user that runs the ${peer}.`,
+      });
+    }
+    const unreachable = this.#unreachable(error);
     const stale = reused && (code === 'ECONNRESET' || code === 'EPIPE');
     return stale ? new StaleConnection(unreachable) : unreachable;
   }
