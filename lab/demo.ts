@@ -88,7 +88,14 @@ async function demo(place: World): Promise<Report> {
 
   const rouse = new RouseCommand(place, join(directory, 'data'), options.verbose);
   await tell('rouse up', () => rouse.up());
-  await rouse.json('hypervisor', 'add', 'lab', libvirt.uri, '--datastore', `production=${production}`);
+  await rouse.json(
+    'hypervisor',
+    'add',
+    'lab',
+    libvirt.uri,
+    '--datastore',
+    `production=${production}`,
+  );
   await tell('Backup of the running machine', () => rouse.json('backup', 'web01'));
   await serial.command('write 4');
   await tell('Incremental backup', () => rouse.json('backup', 'web01'));
@@ -109,7 +116,7 @@ async function demo(place: World): Promise<Report> {
   const timeToHeartbeatMilliseconds = Math.round(performance.now() - askedMs);
   const hash = await tell('The known file, from inside', () => serial.command('hash'));
   await serial.command('write 4');
-  await rouse.run('picture', recovered.id, '--output', picture);
+  await rouse.run('show', recovered.id, '--picture', picture);
   const beforeRelocation = await beats.next(30_000, 2);
 
   const from = serial.position;
@@ -192,4 +199,3 @@ function isGood(report: Omit<Report, 'ok'>): boolean {
     left.exports + left.clones + left.registrations + left.processes === 0
   );
 }
-

@@ -30,11 +30,16 @@ export class RouseCommand {
       stdio: ['ignore', stdio, 'inherit'],
     });
     const up = this.#up;
-    await eventually('rouse up', async () => {
-      if (up.exitCode !== null) throw new Error(`rouse up ended with code ${up.exitCode}`);
-      const { code } = await this.attempt('status');
-      return code === 0 ? true : undefined;
-    }, 30_000, 100);
+    await eventually(
+      'rouse up',
+      async () => {
+        if (up.exitCode !== null) throw new Error(`rouse up ended with code ${up.exitCode}`);
+        const { code } = await this.attempt('status');
+        return code === 0 ? true : undefined;
+      },
+      30_000,
+      100,
+    );
   }
 
   async stop(): Promise<void> {

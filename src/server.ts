@@ -7,7 +7,7 @@ import { HypervisorCatalog } from './catalog/hypervisor-service.ts';
 import { StatusBoard } from './catalog/status-service.ts';
 import { VaultDoor } from './catalog/vault-service.ts';
 import { Backups, type BackupDesk } from './backup/service.ts';
-import { backupWorkflow, type BackupWorld } from './backup/taking.ts';
+import { backupWorkflow, type BackupWorld, hypervisorLabel } from './backup/taking.ts';
 import type { Config } from './config.ts';
 import { type Database, openDatabase } from './database/database.ts';
 import { RouseError } from './errors.ts';
@@ -335,6 +335,3 @@ class Rooms {
     };
   }
 }
-
-/** The label that a backup leaves so that recovery knows where the machine came from. */
-export const hypervisorLabel = 'rouse.hypervisor';

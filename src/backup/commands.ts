@@ -4,7 +4,7 @@ import { errorTable, type ErrorCode, RouseError } from '../errors.ts';
 import { type Commands, examples, follow, Interrupted, repeated } from '../lib/terminal.ts';
 import type { Terminal } from '../lib/terminal.ts';
 import { fitText, formatBytes, formatDuration, formatRate, padText } from '../lib/text.ts';
-import { printable } from '../lib/text.ts';
+import { printable, shellWord } from '../lib/text.ts';
 import { formatRelative } from '../lib/times.ts';
 import { commandLimits } from '../limits.ts';
 import type { Backup, BackupRequestInput } from './schema.ts';
@@ -192,7 +192,7 @@ class Progress {
     this.#view = view;
     if (this.#live !== undefined || view.state !== 'running') return;
     const quarter = view.totalBytes > 0 ? Math.floor((4 * view.doneBytes) / view.totalBytes) : 0;
-    if (quarter === this.#quarter) return;
+    if (quarter <= this.#quarter) return;
     this.#quarter = quarter;
     this.#terminal.print(figures(view, this.#terminal));
   }
@@ -226,9 +226,9 @@ function bar(view: Backup, terminal: Terminal): string {
 
 function figures(view: Backup, terminal: Terminal): string {
   const total = view.totalBytes > 0 ? ` of ${formatBytes(view.totalBytes)}` : '';
-  const left = view.etaMs === null ? '' : `, ${formatDuration(view.etaMs)} left`;
+  const left = view.etaMs === null || view.etaMs <= 0 ? '' : `, ${formatDuration(view.etaMs)} left`;
   const text =
-    `${view.kind ?? 'preparing'}: ${formatBytes(view.doneBytes)}${total} at ` +
+    `${view.kind ?? (view.totalBytes > 0 ? 'reading' : 'preparing')}: ${formatBytes(view.doneBytes)}${total} at ` +
     `${formatRate(view.bytesPerSecond)}${left}; new ${formatBytes(view.newBytes)}, ` +
     `known ${formatBytes(view.knownBytes)}`;
   return fitText(text, terminal.width - 1);
@@ -236,19 +236,18 @@ function figures(view: Backup, terminal: Terminal): string {
 
 function printEnd(view: Backup, terminal: Terminal): void {
   const took = formatDuration((view.endedMs ?? view.startedMs) - view.startedMs);
-  const kind = view.kind ?? 'backup';
   const name = printable(view.machine.name);
-  terminal.print(terminal.paint('green', `${name} is backed up (${kind}) in ${took}.`));
+  const kind = view.kind === null ? '' : ` (${view.kind})`;
+  terminal.print(terminal.paint('green', `${name} is backed up${kind} in ${took}.`));
   if (view.fullBecause !== null) terminal.print(`Full, because ${printable(view.fullBecause)}.`);
-  const read = formatBytes(view.doneBytes);
-  const fresh = formatBytes(view.newBytes);
-  terminal.print(`Read ${read}: ${fresh} new, ${formatBytes(view.knownBytes)} known already.`);
+  const known = formatBytes(view.knownBytes);
+  terminal.print(`Its disks held ${formatBytes(view.newBytes)} new, ${known} known already.`);
   terminal.print(`Consistency: ${consistencyWords[view.consistency ?? 'crash']}.`);
   for (const warning of view.warnings) {
     terminal.print(terminal.paint('yellow', `! ${printable(warning)}`));
   }
   terminal.print(`Saveset ${view.savesetId ?? 'unknown'}.`);
-  terminal.print(`→ rouse recover ${name} --power-on`);
+  terminal.print(`→ rouse recover ${shellWord(view.machine.name)} --power-on`);
 }
 
 const consistencyWords = {

@@ -147,8 +147,9 @@ export class Backups implements BackupService {
     const input = run?.input as BackupInput | undefined;
     const job = this.#jobs.get(row.id)?.view;
     const progress = run?.steps.find(({ name }) => name === 'Read')?.progress;
-    const doneBytes = job?.doneBytes ?? progress?.done ?? 0;
-    const totalBytes = job?.totalBytes ?? progress?.total ?? 0;
+    const readBytes = row.cost?.readBytes;
+    const doneBytes = readBytes ?? job?.doneBytes ?? progress?.done ?? 0;
+    const totalBytes = readBytes ?? job?.totalBytes ?? progress?.total ?? 0;
     const seconds = job === undefined ? 0 : (this.#desk.clock.now() - job.startedMs) / 1000;
     const rate = seconds > 0 && job?.state === 'running' ? doneBytes / seconds : 0;
     const from = input?.from;

@@ -53,6 +53,9 @@ export interface BackupWorld {
   settled(run: RunView, input: BackupInput): Promise<void>;
 }
 
+/** The label by which recovery knows where the machine came from. */
+export const hypervisorLabel = 'rouse.hypervisor';
+
 type Context = StepContext<BackupInput>;
 
 export function backupWorkflow(world: BackupWorld): Workflow<BackupInput> {
@@ -91,7 +94,8 @@ async function begin(world: BackupWorld, { input }: Context): Promise<Json> {
   });
   await world.keepFiles(input.backupId, source.files);
   await world.begun(input.backupId, source);
-  const lean = { ...source, files: [] };
+  const labels = { ...source.labels, [hypervisorLabel]: from.hypervisorId };
+  const lean = { ...source, labels, files: [] };
   return {
     detail: `${source.kind}, ${source.disks.length} disks, ${source.consistency}-consistent`,
     takenAtMs,
