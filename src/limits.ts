@@ -247,7 +247,7 @@ export const libvirtLimits = {
   screenBytesMax: 8192 * 8192 * 3 + 64,
   /** The probe takes 0.15 s in software; a machine with 20 times the load still passes. */
   kvmProbeMsMax: 5_000,
-  kvmProbeMsMin: 1_000,
+  kvmProbeMsMin: 2_000,
   /** Between two looks at a block job: 5 looks a second cost 1 % of a core. */
   blockJobPollMs: 200,
   /** Copying a disk offline: 16 TiB at 100 MiB/s are 47 h; the signal ends it earlier. */

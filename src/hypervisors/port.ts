@@ -175,8 +175,6 @@ export interface RegisterSpec {
   readonly folder: string;
   readonly configured: ConfiguredMachine;
   readonly mark: string;
-  /** The same as in ConfigureSpec: firmware variables in the machine's folder. */
-  readonly nvram?: string;
 }
 
 export interface RelocateSpec {

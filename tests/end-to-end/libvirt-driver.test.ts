@@ -1,14 +1,16 @@
 import assert from 'node:assert/strict';
-import { readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { randomBytes, randomUUID } from 'node:crypto';
+import { readFile, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { BackupSource, RegisterSpec } from '#src/hypervisors/port.ts';
+import type { BackupSource, ConfigureSpec } from '#src/hypervisors/port.ts';
 import { runChecked } from '#src/lib/command.ts';
 import {
   bootsOf,
   guestDiskBytes,
   imageBytes,
+  imageHead,
   openLibvirtWorld,
   writesOf,
 } from './libvirt-world.ts';
@@ -50,7 +52,7 @@ function runningTests(): void {
     const moved = await relocate(id, 4 << 20);
     const path = moved.disks[0]?.path ?? '';
     const atSwitch = writesOf(await exportedDisk());
-    await eventually(async () => writesOf(await imageBytes(world.directory, path)) > atSwitch);
+    await eventually(async () => writesOf(await imageHead(world.directory, path)) > atSwitch);
     assert.ok((await stat(path)).blocks * 512 < guestDiskBytes / 2, 'zeros take no space');
     const power = await world.driver.powerState(id);
     assert.equal(power, 'on');
@@ -61,10 +63,30 @@ function runningTests(): void {
     assert.equal(bootsOf(copy), bootsOf(original));
     await world.driver.powerOn(id);
     await eventually(async () => {
-      return bootsOf(await imageBytes(world.directory, path)) === bootsOf(original) + 1;
+      return bootsOf(await imageHead(world.directory, path)) === bootsOf(original) + 1;
     });
     await asleep(id);
     await rm(path);
+  });
+
+  test('saved firmware variables are put on the host, and go with the registration', async () => {
+    const { driver, hostId, datastore } = world;
+    const variables = randomBytes(540_672);
+    world.files.put('/web01/nvram', variables);
+    await driver.mountDatastore(hostId, datastore);
+    const os = `<os><type arch='x86_64' machine='q35'>hvm</type>
+      <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>
+      <nvram>/elsewhere/vars.fd</nvram></os>`;
+    const configuration = `<domain type='qemu'><name>efi</name><memory>65536</memory>${os}
+      <features><acpi/></features></domain>`;
+    const spec = configureSpec('efi', configuration);
+    const configured = driver.configure({ ...spec, nvram: 'nvram' });
+    const { mark, folder, name } = spec;
+    const id = await driver.register({ hostId, name, datastore, folder, configured, mark });
+    const path = join(world.directory, 'state', 'nvram', `${id}.fd`);
+    assert.deepEqual(await readFile(path), variables);
+    await driver.unregister(id);
+    await assert.rejects(stat(path), { code: 'ENOENT' });
   });
 }
 
@@ -211,21 +233,25 @@ async function failedBackupKeepsTheChain(id: string, last: BackupSource): Promis
 async function wake(name: string): Promise<string> {
   const { driver, hostId, datastore } = world;
   await driver.mountDatastore(hostId, datastore);
-  const configured = driver.configure({
-    configuration: undefined,
-    name,
-    datastore,
-    folder: 'web01',
-    disks: [{ name: 'vda', file: 'vda-flat.vmdk', sizeBytes: guestDiskBytes }],
-    identity: { keep: false, uuid: crypto.randomUUID(), macs: ['52:54:00:00:bb:01'] },
-    connectNetworks: false,
-    mark: `mark-${name}`,
-  });
-  const mark = `mark-${name}`;
-  const spec: RegisterSpec = { hostId, name, datastore, folder: 'web01', configured, mark };
-  const id = await driver.register(spec);
+  const spec = configureSpec(name, undefined);
+  const { mark, folder } = spec;
+  const configured = driver.configure(spec);
+  const id = await driver.register({ hostId, name, datastore, folder, configured, mark });
   await driver.powerOn(id);
   return id;
+}
+
+function configureSpec(name: string, configuration: string | undefined): ConfigureSpec {
+  return {
+    configuration,
+    name,
+    datastore: world.datastore,
+    folder: 'web01',
+    disks: [{ name: 'vda', file: 'vda-flat.vmdk', sizeBytes: guestDiskBytes }],
+    identity: { keep: false, uuid: randomUUID(), macs: ['52:54:00:00:bb:01'] },
+    connectNetworks: false,
+    mark: `mark-${name}`,
+  };
 }
 
 async function asleep(id: string): Promise<void> {
@@ -265,7 +291,7 @@ async function exportedDisk(): Promise<Buffer> {
 const diskBuffer = Buffer.alloc(guestDiskBytes);
 
 function live(name: string): Promise<Buffer> {
-  return imageBytes(world.directory, join(world.directory, 'production', name));
+  return imageHead(world.directory, join(world.directory, 'production', name));
 }
 
 function nbdUrl(source: BackupSource): string {

@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { startLibvirt } from '#lab/libvirt.ts';
 import type { Libvirt } from '#lab/libvirt.ts';
@@ -127,7 +127,16 @@ export async function imageBytes(directory: string, path: string): Promise<Buffe
   const raw = join(directory, 'image.raw');
   await runChecked('qemu-img', ['convert', '-U', '-O', 'raw', path, raw]);
   const bytes = await readFile(raw);
-  await truncate(raw);
+  await rm(raw);
+  return bytes;
+}
+
+/** The first 64 sectors only, where the guest counts. */
+export async function imageHead(directory: string, path: string): Promise<Buffer> {
+  const raw = join(directory, 'head.raw');
+  const values = ['dd', '-U', '-O', 'raw', 'bs=512', 'count=64', `if=${path}`, `of=${raw}`];
+  await runChecked('qemu-img', values);
+  const bytes = await readFile(raw);
   await rm(raw);
   return bytes;
 }

@@ -64,7 +64,7 @@ async function machineFiles(
     const bytes = await readFile(path);
     if (bytes.length > libvirtLimits.nvramBytesMax) throw new Error('it is too large');
     return {
-      files: [...files, { name: 'nvram.fd', base64: bytes.toString('base64') }],
+      files: [...files, { name: 'nvram', base64: bytes.toString('base64') }],
       warnings: [],
     };
   } catch (error) {

@@ -94,6 +94,7 @@ test('a copy gets its own name, identity and mark, and says so', () => {
     datastore: 'rouse-1',
     location: '10.0.0.5:/default/Recover-a-1',
     sizes: new Map([['vda', 1 << 30]]),
+    nvram: 'web01/nvram.fd',
   });
   assert.ok(find(domain, 'metadata', 'other:os'), 'metadata of others stays');
   assert.ok(find(domain, 'qemu:commandline'), 'extensions stay');

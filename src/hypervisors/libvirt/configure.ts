@@ -44,7 +44,9 @@ export function configureDomain(spec: ConfigureSpec, host: HostChoices): Configu
   rewriteHostParts(domain, spec, say);
   addHotplugPorts(domain, say);
   const onDatastore = spec.disks.filter((disk) => disk.local === undefined);
-  writeMark(domain, spec.mark, spec.datastore, spec.disks);
+  const saved = savedNvram(spec);
+  const nvram = saved === undefined ? undefined : `${spec.folder}/${saved}`;
+  writeMark(domain, spec.mark, spec.datastore, spec.disks, nvram);
   if (onDatastore.length > 0) say(`disks lie on ${spec.datastore.name}`);
   return { fileName: 'domain.xml', text: writeXml(domain), changes };
 }
@@ -215,10 +217,10 @@ function setFirmware(domain: XmlElement, spec: ConfigureSpec, host: HostChoices,
   const nvram = child(os, 'nvram');
   if (os === undefined || nvram === undefined) return;
   nvram.attributes.delete('type');
-  if (spec.nvram === undefined) {
+  if (savedNvram(spec) === undefined) {
     nvram.children = [];
     if (nvram.attributes.size === 0) remove(os, 'nvram');
-    say('the firmware begins with fresh variables: none were saved');
+    say('the firmware begins with fresh variables');
     return;
   }
   const uuid = child(domain, 'uuid')?.children.join('') ?? spec.identity.uuid;
@@ -226,6 +228,11 @@ function setFirmware(domain: XmlElement, spec: ConfigureSpec, host: HostChoices,
   nvram.attributes.clear();
   nvram.children = [posix.join(host.nvramDirectory, `${uuid}.fd`)];
   say('the firmware has its saved variables');
+}
+
+/** A full restore serves no export from which the variables could be fetched. */
+function savedNvram(spec: ConfigureSpec): string | undefined {
+  return spec.disks.every((disk) => disk.local !== undefined) ? undefined : spec.nvram;
 }
 
 /** Spare ports of a q35 machine, without which a running guest takes no new virtio disk. */

@@ -33,8 +33,9 @@ async function directoryStore(
   hostId: string,
   name: string,
   path: string,
-): Promise<DirectoryStore> {
+): Promise<DirectoryStore | undefined> {
   const space = context.virsh.isLocal ? await spaceOf(path) : { totalBytes: 0, freeBytes: 0 };
+  if (space === undefined) return undefined;
   const location = path;
   return {
     id: name,
@@ -47,11 +48,15 @@ async function directoryStore(
   };
 }
 
-async function spaceOf(path: string): Promise<{ totalBytes: number; freeBytes: number }> {
+/** Undefined: not there, which the host's test complains about. */
+async function spaceOf(
+  path: string,
+): Promise<{ totalBytes: number; freeBytes: number } | undefined> {
   try {
     const found = await statfs(path);
     return { totalBytes: found.blocks * found.bsize, freeBytes: found.bavail * found.bsize };
   } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return undefined;
     throw toRouseError(error, `the datastore directory ${path}`);
   }
 }

@@ -94,6 +94,8 @@ export interface MachineMark {
   readonly datastore: string;
   readonly location: string;
   readonly sizes: ReadonlyMap<string, number>;
+  /** The saved firmware variables below the export's path, to be put on the host. */
+  readonly nvram: string | undefined;
 }
 
 export function readMark(domain: XmlElement): MachineMark | undefined {
@@ -107,6 +109,7 @@ export function readMark(domain: XmlElement): MachineMark | undefined {
     datastore: attribute(node, 'datastore') ?? '',
     location: attribute(node, 'location') ?? '',
     sizes: new Map(sizes),
+    nvram: attribute(node, 'nvram'),
   };
 }
 
@@ -115,6 +118,7 @@ export function writeMark(
   mark: string,
   datastore: DatastoreSpec,
   disks: readonly { readonly name: string; readonly sizeBytes: number }[],
+  nvram: string | undefined,
 ): void {
   let metadata = child(domain, 'metadata');
   if (metadata === undefined) {
@@ -132,6 +136,7 @@ export function writeMark(
         mark,
         datastore: datastore.name,
         location: `${datastore.server}:${datastore.path}`,
+        ...(nvram === undefined ? {} : { nvram }),
       },
       disks.map((disk) => element('rouse:disk', { name: disk.name, size: String(disk.sizeBytes) })),
     ),

@@ -84,7 +84,7 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 
   test(): Promise<TestReport> {
-    return testHost(this.#context, () => this.#decideKvm());
+    return testHost(this.#context, () => this.#decideKvm(true));
   }
 
   async inventory(): Promise<Inventory> {
@@ -226,8 +226,8 @@ export class LibvirtHypervisor implements Hypervisor {
     await removeHostFile(this.#context, path);
   }
 
-  async #decideKvm(): Promise<KvmVerdict> {
-    this.#kvm ??= await decideKvm(this.#context);
+  async #decideKvm(again = false): Promise<KvmVerdict> {
+    if (again || this.#kvm === undefined) this.#kvm = await decideKvm(this.#context, again);
     return this.#kvm;
   }
 

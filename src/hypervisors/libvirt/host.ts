@@ -1,5 +1,5 @@
 import { lookup } from 'node:dns/promises';
-import { readFile } from 'node:fs/promises';
+import { access, constants, readFile } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 import { RouseError, isRouseError } from '../../errors.ts';
 import { hasCommand } from '../../lib/command.ts';
@@ -32,9 +32,9 @@ export async function hostAddresses(context: LibvirtContext): Promise<readonly s
 
 /**
  * KVM or software emulation. Local hosts are probed once per boot of the host (the verdict is
- * kept); for remote ones, where nothing can be run, libvirt's own word is taken.
+ * kept until `again`); for remote ones, where nothing can be run, libvirt's own word is taken.
  */
-export async function decideKvm(context: LibvirtContext): Promise<KvmVerdict> {
+export async function decideKvm(context: LibvirtContext, again = false): Promise<KvmVerdict> {
   const wanted = context.options.acceleration ?? 'auto';
   if (wanted !== 'auto') return { usable: wanted === 'kvm', why: `${wanted} is configured` };
   if (!context.virsh.isLocal) {
@@ -43,7 +43,7 @@ export async function decideKvm(context: LibvirtContext): Promise<KvmVerdict> {
   }
   const bootId = await readFile('/proc/sys/kernel/random/boot_id', 'utf8').catch(() => 'unknown');
   const known = context.state.current.kvm;
-  if (known?.bootId === bootId) return { usable: known.usable, why: known.why };
+  if (!again && known?.bootId === bootId) return { usable: known.usable, why: known.why };
   const hasDevice = await readFile('/proc/misc', 'utf8').then(
     (misc) => /\bkvm$/mu.test(misc),
     () => true,
@@ -89,7 +89,10 @@ export async function testHost(
     if (!isRouseError(error)) throw error;
     problems.push({ message: error.message, advice: error.advice });
   }
-  if (context.virsh.isLocal) await testTools(facts, problems);
+  if (context.virsh.isLocal) {
+    await testTools(facts, problems);
+    await testDirectories(context, problems);
+  }
   if (version !== '') {
     const verdict = await decide();
     facts['acceleration'] = verdict.usable ? 'kvm' : 'tcg';
@@ -128,6 +131,20 @@ async function testWriting(context: LibvirtContext, problems: Problems): Promise
     problems.push({
       message: 'the host runs no guests',
       advice: 'Install libvirt-daemon-driver-qemu and an emulator.',
+    });
+  }
+}
+
+async function testDirectories(context: LibvirtContext, problems: Problems): Promise<void> {
+  for (const { name, path } of context.options.datastores ?? []) {
+    const isThere = await access(path, constants.W_OK).then(
+      () => true,
+      () => false,
+    );
+    if (isThere) continue;
+    problems.push({
+      message: `the datastore ${name} is not there, or cannot be written: ${path}`,
+      advice: `Make it: mkdir -p ${path}`,
     });
   }
 }

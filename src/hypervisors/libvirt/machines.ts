@@ -1,4 +1,4 @@
-import { chmod, mkdir, stat } from 'node:fs/promises';
+import { chmod, mkdir, rm, stat } from 'node:fs/promises';
 import { posix } from 'node:path';
 import { RouseError, isRouseError } from '../../errors.ts';
 import { runChecked } from '../../lib/command.ts';
@@ -164,8 +164,13 @@ export async function register(context: LibvirtContext, spec: RegisterSpec): Pro
     );
   }
   await unplugFromMissingNetworks(context, domain);
-  await bringNvram(context, spec, domain);
-  await context.virsh.withXml([writeXml(domain)], (file = '') => ['define', '--file', file]);
+  const nvram = await bringNvram(context, spec, domain);
+  try {
+    await context.virsh.withXml([writeXml(domain)], (file = '') => ['define', '--file', file]);
+  } catch (error) {
+    if (nvram !== undefined) await rm(nvram, { force: true });
+    throw error;
+  }
   return uuid;
 }
 
@@ -217,13 +222,15 @@ export async function networkNames(
   return names.filter((name) => name !== '').map((name) => ({ id: name, name }));
 }
 
+/** Answers where the saved firmware variables lie on the host now, when there are any. */
 async function bringNvram(
   context: LibvirtContext,
   spec: RegisterSpec,
   domain: XmlElement,
-): Promise<void> {
+): Promise<string | undefined> {
   const path = text(find(domain, 'os', 'nvram'));
-  if (spec.nvram === undefined || path === '') return;
+  const file = readMark(domain)?.nvram;
+  if (file === undefined || path === '') return undefined;
   if (!context.virsh.isLocal) {
     throw new RouseError('hypervisor-unsupported', 'firmware variables cannot be sent to a host', {
       advice: 'Run a Rouse server on that host, or wake the machine on a local one.',
@@ -232,7 +239,6 @@ async function bringNvram(
   await mkdir(posix.dirname(path), { recursive: true });
   // QEMU may run as another user: it must pass, not list.
   await chmod(posix.dirname(path), 0o711);
-  const file = `${spec.folder}/${spec.nvram}`;
   const { mountPath } = placeOf(context, spec.datastore);
   const from =
     mountPath === undefined
@@ -243,6 +249,7 @@ async function bringNvram(
   if (size > libvirtLimits.nvramBytesMax) {
     throw new RouseError('bad-request', `the saved nvram has ${size} bytes, which is too much`);
   }
+  return path;
 }
 
 export async function unregister(context: LibvirtContext, machine: string): Promise<void> {
