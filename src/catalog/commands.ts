@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 import type { TestReport } from '../hypervisors/port.ts';
 import { RouseError } from '../errors.ts';
 import { type Commands, examples, follow, repeated, type Terminal } from '../lib/terminal.ts';
-import { formatBytes, formatDuration, printable } from '../lib/text.ts';
+import { formatBytes, formatDuration, plural, printable } from '../lib/text.ts';
 import { formatRelative, formatTime } from '../lib/times.ts';
 import type { EventView, ExportEntry, HypervisorView } from './schema.ts';
 import type { MachineView, SavesetView, Status } from './schema.ts';
@@ -51,9 +51,9 @@ function printStatus(status: Status, terminal: Terminal): void {
     const stored = formatBytes(vault.storedBytes);
     fact('Vault', `${formatBytes(vault.logicalBytes)} in ${stored} (${ratios})`);
   }
-  fact('Machines', `${counts.machines}, with ${counts.savesets} savesets`);
+  fact('Machines', `${counts.machines}, with ${plural(counts.savesets, 'saveset')}`);
   fact('Hypervisors', String(counts.hypervisors));
-  fact('Recoveries', `${counts.activeRecoveries} active, ${counts.exports} exports`);
+  fact('Recoveries', `${counts.activeRecoveries} active, ${plural(counts.exports, 'export')}`);
   fact('Backups', `${counts.runningBackups} running`);
   for (const warning of status.warnings) {
     terminal.print(terminal.paint('yellow', `! ${printable(warning)}`));

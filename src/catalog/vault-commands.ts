@@ -2,7 +2,7 @@ import { join, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { errorTable, type ErrorCode, isRouseError, RouseError } from '../errors.ts';
 import { type Commands, examples, follow, Interrupted, type Terminal } from '../lib/terminal.ts';
-import { fitText, formatBytes, parseBytes, printable } from '../lib/text.ts';
+import { fitText, formatBytes, parseBytes, plural, printable, shellWord } from '../lib/text.ts';
 import { formatTime } from '../lib/times.ts';
 import { vaultLimits } from '../limits.ts';
 import type { Mtree, RescanReport, VaultStats, VerifyReport } from '../vault/api.ts';
@@ -35,7 +35,7 @@ function addCreate(vault: Command, terminal: Terminal): void {
         const blocks = `blocks of ${formatBytes(made.blockBytes)}`;
         terminal.print(`An empty vault is made in ${printable(directory)} (${blocks}).`);
         if (given !== undefined) {
-          terminal.print(`→ rouse up --vault ${printable(given)}   uses it`);
+          terminal.print(`→ rouse up --vault ${shellWord(given)}   uses it`);
         }
       });
     });
@@ -60,7 +60,7 @@ async function createIn(directory: string, asked: number | undefined) {
   const id = await createVault(store, { random, blockBytes }).catch((error: unknown) => {
     if (!isRouseError(error, 'already-exists')) throw error;
     throw new RouseError('already-exists', `${directory} holds a vault already`, {
-      advice: `Use it: rouse up --vault ${directory}`,
+      advice: `Use it: rouse up --vault ${shellWord(directory)}`,
     });
   });
   return { id, path: directory, blockBytes };
@@ -82,11 +82,11 @@ function printStats(stats: VaultStats, terminal: Terminal): void {
   const fact = (name: string, value: string) => terminal.print(`${name.padEnd(14)}${value}`);
   const percent = (part: number, whole: number) =>
     whole === 0 ? '' : ` (${Math.round((100 * part) / whole)}%)`;
-  fact('Savesets', `${stats.savesets} of ${stats.machines} machines`);
+  fact('Savesets', `${stats.savesets} of ${plural(stats.machines, 'machine')}`);
   fact('Logical', formatBytes(stats.logicalBytes));
   fact('Not zero', formatBytes(stats.referencedBytes));
   fact('Unique', formatBytes(stats.uniqueBytes));
-  fact('Stored', `${formatBytes(stats.storedBytes)} in ${stats.packs} packs`);
+  fact('Stored', `${formatBytes(stats.storedBytes)} in ${plural(stats.packs, 'pack')}`);
   fact('Dedup', `${stats.dedupRatio.toFixed(2)}x`);
   fact('Compression', `${stats.compressionRatio.toFixed(2)}x`);
   fact('Blocks', `${stats.indexEntries} of ${formatBytes(stats.blockBytes)}`);
@@ -153,15 +153,21 @@ function addRescan(vault: Command, terminal: Terminal): void {
       const report = job.rescan ?? none;
       terminal.answer(report, () => {
         const { packs, blocks, savesets } = report;
-        terminal.print(`Found ${savesets} savesets and ${blocks} blocks in ${packs} packs.`);
+        terminal.print(
+          `Found ${plural(savesets, 'saveset')}: ${plural(blocks, 'block')} in ${plural(packs, 'pack')}.`,
+        );
         for (const problem of report.problems) {
           terminal.print(terminal.paint('red', `! ${printable(problem)}`));
         }
       });
       if (report.problems.length === 0) return;
-      throw new RouseError('corrupt-data', `the rescan met ${report.problems.length} problems`, {
-        advice: 'See which savesets they hurt: rouse vault verify',
-      });
+      throw new RouseError(
+        'corrupt-data',
+        `the rescan met ${plural(report.problems.length, 'problem')}`,
+        {
+          advice: 'See which savesets they hurt: rouse vault verify',
+        },
+      );
     });
   examples(command, ['rouse vault rescan']);
 }

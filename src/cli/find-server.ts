@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { systemErrorCode, toRouseError } from '../errors.ts';
+import { shellWord } from '../lib/text.ts';
 
 /**
  * Where everything lives, and which server is meant. `--data DIR` or ROUSE_DATA name the
@@ -30,7 +31,7 @@ export async function findServer(url: string | undefined, directory: string): Pr
   }
   const unreachable = {
     message: `no server runs on ${directory}`,
-    advice: `Start it: rouse up --data ${quoted(directory)}`,
+    advice: `Start it: rouse up --data ${shellWord(directory)}`,
   };
   const socket = socketIn(join(directory, 'run', 'server.json'));
   if (socket !== undefined) return { url: `unix:${socket}`, unreachable };
@@ -53,9 +54,4 @@ function socketIn(file: string): string | undefined {
     // Half written while a server starts: its usual place is tried.
     return undefined;
   }
-}
-
-/** As a shell reads it back. */
-function quoted(text: string): string {
-  return /^[\w./~-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }

@@ -12,7 +12,9 @@ import {
   padText,
   parseBytes,
   pick,
+  plural,
   printable,
+  shellWord,
   textWidth,
   unknownName,
 } from './text.ts';
@@ -121,6 +123,14 @@ test('one is picked by id, name, or the beginning of its id', () => {
   refuse('twin', /"twin" is 2 machines\. Name one by its id: abcd9999 or ffff0000/);
   refuse('abcd', /"abcd" is 2 machines/);
   refuse('fff', /no machine is called "fff"/);
+});
+
+test('words for people, and for shells', () => {
+  assert.equal(plural(1, 'pack'), '1 pack');
+  assert.equal(plural(0, 'pack'), '0 packs');
+  assert.equal(shellWord('/srv/a-b_c.d'), '/srv/a-b_c.d');
+  assert.equal(shellWord("it's $HOME"), `'it'\\''s $HOME'`);
+  assert.equal(shellWord(''), "''");
 });
 
 test('width counts cells, not characters', () => {

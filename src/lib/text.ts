@@ -78,6 +78,16 @@ export function formatDuration(milliseconds: number): string {
   return parts.join(' ');
 }
 
+/** `1 pack`, `2 packs`. */
+export function plural(count: number, word: string): string {
+  return `${count} ${word}${count === 1 ? '' : 's'}`;
+}
+
+/** The word as a shell reads it back, for commands that people copy. */
+export function shellWord(text: string): string {
+  return /^[\w@%+=:,./~-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
 /** Edits (insert, delete, replace, swap neighbours) between two words; case does not count. */
 export function distance(a: string, b: string): number {
   const from = [...a.toLowerCase()];
