@@ -188,12 +188,11 @@ export class Drive {
   }
 
   #context(progressed: Progressed, position: number, signal: AbortSignal): StepContext<Json> {
-    const results = new Map(progressed.steps.map((row) => [row.name, resultOf(row)]));
     const mine = this.#now;
     return {
       runId: this.runId,
       input: JSON.parse(progressed.run.input) as Json,
-      result: (stepName) => results.get(stepName),
+      result: (stepName) => resultOf(progressed.steps.find(({ name }) => name === stepName)),
       progress: (progress) => {
         if (this.#now === mine) this.#keepProgress(position, progress);
       },
@@ -226,6 +225,7 @@ const reasons = { cancelled: 'cancelled', shutdown: 'shutdown' } as const satisf
   RunInterrupted
 >;
 
-function resultOf(row: StepRow): Json | undefined {
-  return row.result === null ? undefined : (JSON.parse(row.result) as Json);
+function resultOf(row: StepRow | undefined): Json | undefined {
+  const text = row?.result ?? null;
+  return text === null ? undefined : (JSON.parse(text) as Json);
 }
