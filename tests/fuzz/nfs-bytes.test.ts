@@ -99,7 +99,7 @@ test('afterwards nothing is left in flight, and all errors had a status', async 
   const reply = await honest.call(Procedure.getattr, (args) => args.opaque(handles[0] as Buffer));
   assert.equal(reply.results.u32(), 0);
   assert.equal(server.inFlightBytes, 0);
-  for (let wait = 0; wait < 200 && server.connections > 1; wait++) await systemClock.sleep(10);
+  for (let wait = 0; wait < 3_000 && server.connections > 1; wait++) await systemClock.sleep(10);
   assert.equal(server.connections, 1);
   assert.deepEqual(warnings, []);
 });
@@ -111,7 +111,7 @@ async function provoke(seed: number, bytes: Buffer, pieceBytes = bytes.length): 
     const giveUp = setTimeout(() => {
       socket.destroy();
       reject(new Error(`seed ${seed}: neither answered nor closed`));
-    }, 10_000);
+    }, 60_000);
     socket.on('data', () => undefined);
     // A reset is one way to close.
     socket.on('error', () => undefined);
