@@ -169,7 +169,7 @@ export class ExportTable {
 
   /** From now on its handles are stale. undefined: there was none. */
   remove(path: string): Export | undefined {
-    const found = this.#byPath.get(path);
+    const found = this.#byPath.get(`/${(pathParts(path) ?? []).join('/')}`);
     if (found === undefined) return undefined;
     this.#byId.delete(found.id);
     this.#byPath.delete(found.path);

@@ -140,7 +140,7 @@ eachWay(
     });
     assert.equal(cross.status, NfsStatus.xdev);
     assert.deepEqual(server.exports()[1]?.connected, ['127.0.0.1']);
-    assert.equal(await server.removeExport('/b'), true);
+    assert.equal(await server.removeExport('/b/'), true);
     assert.equal(await server.removeExport('/b'), false);
     const gone = await nfs(Procedure.getattr, (args) => args.opaque(handle));
     assert.equal(gone.status, NfsStatus.stale);
