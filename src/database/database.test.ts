@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
+import { sql } from 'kysely';
 import { isRouseError } from '../errors.ts';
 import { FakeClock } from '../testing/fake-clock.ts';
+import { SeededRandom } from '../testing/seeded-random.ts';
 import { type Database, nextNumber, openDatabase } from './database.ts';
 import { migrate, migrations } from './migrations.ts';
 
@@ -134,6 +136,52 @@ test('who waits for a transaction that never ends is told so', async () => {
   never.resolve();
   await held;
   assert.deepEqual(await seqs(), []);
+});
+
+test('effects run in commit order', async () => {
+  const committed: number[] = [];
+  const works = Array.from({ length: 100 }, (_, n) =>
+    database.transaction(async () => {
+      for (let wait = (n * 7) % 5; wait > 0; wait--) await Promise.resolve();
+      const seq = await nextNumber(database, 'order');
+      database.afterCommit(() => committed.push(seq));
+    }),
+  );
+  await Promise.all(works);
+  assert.deepEqual(
+    committed,
+    Array.from({ length: 100 }, (_, n) => n + 1),
+  );
+});
+
+test('a power cut keeps every acknowledged commit, whatever it tears', async () => {
+  const { rows } = await sql<{ synchronous: number }>`pragma synchronous`.execute(database.query);
+  // 2 is FULL: the log is synced before a commit returns.
+  assert.equal(rows[0]?.synchronous, 2);
+  const acknowledged: { seq: number; walBytes: number }[] = [];
+  for (let seq = 1; seq <= 20; seq++) {
+    await database.transaction(() => addEvent(seq));
+    acknowledged.push({ seq, walBytes: (await stat(`${path}-wal`)).size });
+  }
+  const [main, wal] = [await readFile(path), await readFile(`${path}-wal`)];
+  const random = new SeededRandom(1);
+  for (let cut = 0; cut < 40; cut++) {
+    const lengthBytes = random.below(wal.length + 1);
+    const torn = Buffer.concat([wal.subarray(0, lengthBytes), random.bytes(random.below(5_000))]);
+    const copy = join(directory, `cut-${cut}`);
+    await writeFile(copy, main);
+    await writeFile(`${copy}-wal`, torn);
+    const kept = acknowledged.filter(({ walBytes }) => walBytes <= lengthBytes);
+    if (kept.length === 0) continue;
+    const after = await openDatabase({ path: copy, clock });
+    const found = await after.query.selectFrom('events').select('seq').orderBy('seq').execute();
+    await after.close();
+    assert.deepEqual(
+      found.map(({ seq }) => seq),
+      kept.map(({ seq }) => seq),
+      `cut at ${lengthBytes}`,
+    );
+  }
 });
 
 test('counters only grow, also across transactions that fail', async () => {

@@ -28,8 +28,8 @@ export class Drive {
   readonly claim: Claim;
   /** Of the step that runs now. */
   progress: { readonly position: number; readonly progress: StepProgress } | undefined;
-  /** The run has ended, and its claim is released. */
-  ended = false;
+  /** False once the run has ended, which releases it, and when it is lost. */
+  holdsClaim = true;
   readonly #workflow: Workflow;
   readonly #parts: DriveParts;
   #cancelled = false;
@@ -53,7 +53,7 @@ export class Drive {
       const progressed = await this.#proceed(ended);
       if (progressed === undefined) return;
       const { action } = progressed;
-      if (action.kind === 'end') this.ended = true;
+      if (action.kind === 'end') this.holdsClaim = false;
       if (action.kind === 'end' || action.kind === 'pause') return;
       if (action.kind === 'run') ended = await this.#runStep(progressed, action.position);
       else if (action.kind === 'undo') ended = await this.#undoStep(progressed, action.position);
@@ -82,6 +82,7 @@ export class Drive {
   /** Nothing of it may be written any more. */
   lose(): void {
     this.#lost = true;
+    this.holdsClaim = false;
     this.interrupt();
   }
 

@@ -259,7 +259,7 @@ class DurableEngine implements Engine {
   async #finishDrive(drive: Drive): Promise<void> {
     try {
       await drive.run();
-      if (!drive.ended) await this.#claims.release(drive.claim);
+      if (drive.holdsClaim) await this.#claims.release(drive.claim);
     } catch (error) {
       this.#report(error, `run ${drive.runId}`);
     } finally {
