@@ -100,7 +100,7 @@ function guestXml(name: string, disk: string, format: string): string {
 
 export const guestDiskBytes = 8 << 20;
 
-/** Sector 1: how often it booted. Sectors 2 to 63: a count that grows a hundred times a second. */
+/** Sector 1: how often it booted. Sectors 2 to 63: a count that grows with each tick of the clock (18 a second). */
 export async function guestDisk(): Promise<Buffer> {
   const disk = Buffer.alloc(guestDiskBytes);
   Buffer.from(bootSector.join(''), 'hex').copy(disk);
@@ -145,14 +145,14 @@ export async function imageHead(directory: string, path: string): Promise<Buffer
  * 16-bit code: sets up COM1 (int 14h), reads sector 1 by the packet of int 13h AH=42h, adds one to
  * its first word, writes it back (AH=43h), prints `boot N` on the screen and on COM1; then for
  * ever: adds one to a counter, writes it to sector (counter mod 64) unless that is 0 or 1, and
- * waits 10 ms (int 15h AH=86h).
+ * halts until the next tick of the clock (55 ms).
  */
 const bootSector = [
-  'fa31c08ed88ec08ed0bc007cfbfc8816a07cb8e30031d2cd14c706bc7c01',
-  '00b442e8450066ff060080b443e83b00bea17ce84e00a000800430e85100',
-  'b00ae84c006631db664366891e00806689d883e03f83f8027208a3bc7cb4',
-  '43e80b00b48631c9ba1027cd15ebdb30c08a16a07cbeb47c53cd135b7201',
-  'c3bea77ce80300f4ebfdac08c07405e80300ebf6c350b40e30ff6653cd10',
-  '665b58b40131d2cd14c300626f6f7420006469736b206572726f720a0090',
-  '1000010000800000000000000000000000000000',
+  'fa31c08ed88ec08ed0bc007cfbfc8816997cb8e30031d2cd14c706b47c01',
+  '00b442e83e0066ff060080b443e83400be9a7ce84700a000800430e84a00',
+  'b00ae845006631db664366891e00806689d883e03f83f8027208a3b47cb4',
+  '43e80400fbf4ebe230c08a16997cbeac7c53cd135b7201c3bea07ce80300',
+  'f4ebfdac08c07405e80300ebf6c350b40e30ff6653cd10665b58b40131d2',
+  'cd14c300626f6f7420006469736b206572726f720a001000010000800000',
+  '0000000000000000',
 ];
