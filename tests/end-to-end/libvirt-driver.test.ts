@@ -116,6 +116,41 @@ function relocationTests(): void {
     await asleep(id);
   });
 
+  test('two disks move together, and are backed up at one moment afterwards', async () => {
+    const { driver, hostId, datastore } = world;
+    world.files.put('/web01/vdb-flat.vmdk', randomBytes(3 << 20));
+    await driver.mountDatastore(hostId, datastore);
+    const one = configureSpec('two-disks', undefined);
+    const second = { name: 'vdb', file: 'vdb-flat.vmdk', sizeBytes: 3 << 20 };
+    const configured = driver.configure({ ...one, disks: [...one.disks, second] });
+    const { mark, folder, name } = one;
+    const id = await driver.register({ hostId, name, datastore, folder, configured, mark });
+    await driver.powerOn(id);
+    const fromExport = await begin(id, 'two-raw');
+    assert.match((await readNbd(fromExport)).subarray(510, 512).toString('hex'), /55aa/);
+    await driver.endBackup(id, 'two-raw', 'stored');
+    const moved = await relocate(id, 0);
+    assert.deepEqual(
+      moved.disks.map((disk) => [disk.name, disk.sizeBytes]),
+      [
+        ['vda', guestDiskBytes],
+        ['vdb', 3 << 20],
+      ],
+    );
+    assert.deepEqual(await driver.datastoreUsers(datastore.name), []);
+    const source = await begin(id, 'two-qcow2');
+    assert.deepEqual(
+      source.disks.map((disk) => disk.name),
+      ['vda', 'vdb'],
+    );
+    await driver.endBackup(id, 'two-qcow2', 'stored');
+    const next = await begin(id, 'two-next', source.labels);
+    assert.equal(next.kind, 'incremental', next.fullBecause);
+    await driver.endBackup(id, 'two-next', 'failed');
+    await asleep(id);
+    for (const disk of moved.disks) await rm(disk.path);
+  });
+
   test('a relocation never overwrites a file of someone else', async () => {
     const id = await wake('foreign');
     const path = join(world.directory, 'production', 'foreign-vda-mark-foreign.qcow2');
