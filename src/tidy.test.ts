@@ -34,12 +34,14 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
   nbd: ['lib'],
   formats: ['lib'],
   hypervisors: ['lib'],
-  workflows: ['lib'],
+  workflows: ['lib', 'database'],
   database: ['lib'],
   proxy: ['lib', 'blobs', 'vault', 'datastore', 'nfs', 'nbd', 'formats', 'hypervisors/port.ts'],
-  ...Object.fromEntries(features.map((feature) => [feature, belowFeatures])),
+  // The catalog is what the other features remember things in.
+  ...Object.fromEntries(features.map((feature) => [feature, [...belowFeatures, 'catalog']])),
+  catalog: belowFeatures,
   api: [...belowFeatures, ...features],
-  cli: everything,
+  cli: [...everything, 'main.ts', 'config.ts'],
   testing: everything,
 };
 

@@ -217,7 +217,7 @@ export class Backups implements BackupService {
   async settled(run: RunView, input: BackupInput): Promise<void> {
     const id = input.backupId;
     const read = run.steps.find(({ name }) => name === 'Read')?.result as
-      | { savesetId: string; cost: BackupRow['cost'] }
+      | { savesetId: string; cost: BackupRow['cost']; kind: 'full' | 'incremental' }
       | undefined;
     const finish = run.steps.find(({ name }) => name === 'Finish')?.result as
       | { warning?: string }
@@ -229,7 +229,7 @@ export class Backups implements BackupService {
       state,
       endedMs: run.endedMs ?? this.#desk.clock.now(),
       error: state === 'done' ? null : (run.error ?? null),
-      ...(stored ? { savesetId: read.savesetId, cost: read.cost } : {}),
+      ...(stored ? { savesetId: read.savesetId, cost: read.cost, kind: read.kind } : {}),
       ...(finish?.warning === undefined ? {} : { warnings: [finish.warning] }),
     });
     this.#jobs.delete(id);

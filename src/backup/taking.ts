@@ -2,6 +2,7 @@ import { RouseError } from '../errors.ts';
 import type { BackupSource, Hypervisor } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
 import type { JobSpec, JobView, Proxy } from '../proxy/port.ts';
+import { plural } from '../lib/text.ts';
 import { runJob } from '../proxy/jobs-client.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, RunView, StepContext, Workflow } from '../workflows/api.ts';
@@ -84,7 +85,7 @@ export function backupWorkflow(world: BackupWorld): Workflow<BackupInput> {
 async function begin(world: BackupWorld, { input }: Context): Promise<Json> {
   const { from } = input;
   const takenAtMs = world.clock.now();
-  if (from.kind === 'files') return { detail: `${from.disks.length} files`, takenAtMs };
+  if (from.kind === 'files') return { detail: `${plural(from.disks.length, 'file')}`, takenAtMs };
   const hypervisor = await world.hypervisor(from.hypervisorId);
   const source = await hypervisor.beginBackup({
     machineId: input.machine.id,
@@ -97,7 +98,7 @@ async function begin(world: BackupWorld, { input }: Context): Promise<Json> {
   const labels = { ...source.labels, [hypervisorLabel]: from.hypervisorId };
   const lean = { ...source, labels, files: [] };
   return {
-    detail: `${source.kind}, ${source.disks.length} disks, ${source.consistency}-consistent`,
+    detail: `${source.kind}, ${plural(source.disks.length, 'disk')}, ${source.consistency}-consistent`,
     takenAtMs,
     source: JSON.stringify(lean),
   };
@@ -130,7 +131,12 @@ async function read(world: BackupWorld, context: Context): Promise<Json> {
   if (view.result?.kind !== 'saveset') throw new RouseError('internal', 'no saveset was made');
   const { saveset } = view.result;
   await world.savesetStored(saveset);
-  return { detail: `saveset ${saveset.id}`, savesetId: saveset.id, cost: { ...saveset.cost } };
+  return {
+    detail: `saveset ${saveset.id}`,
+    savesetId: saveset.id,
+    kind: saveset.kind,
+    cost: { ...saveset.cost },
+  };
 }
 
 async function jobSpec(

@@ -1,6 +1,7 @@
 import { posix } from 'node:path';
 import { RouseError } from '../errors.ts';
 import type { ConfigureSpec, Host, Hypervisor, Inventory } from '../hypervisors/port.ts';
+import { formatBytes, plural } from '../lib/text.ts';
 import type { CloneView, ExportView } from '../proxy/port.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, StepContext } from '../workflows/api.ts';
@@ -69,7 +70,7 @@ export class OpeningSteps {
       clients: host.addresses,
     });
     return {
-      detail: `${host.name} (${why}), ${host.addresses.length} addresses`,
+      detail: `${host.name} (${why}), serving ${host.addresses.length} of its addresses`,
       id: host.id,
       name: host.name,
       addresses: [...host.addresses],
@@ -96,7 +97,10 @@ export class OpeningSteps {
   async askForCopy({ input }: Context): Promise<Outcome> {
     const saveset = await this.#proxy().calls.saveset(input.savesetId);
     const sizeBytes = saveset.disks.reduce((sum, disk) => sum + disk.root.sizeBytes, 0);
-    return { detail: `${saveset.disks.length} disks, ${sizeBytes} bytes`, sizeBytes };
+    return {
+      detail: `${plural(saveset.disks.length, 'disk')}, ${formatBytes(sizeBytes)}`,
+      sizeBytes,
+    };
   }
 
   /** 6. The clone, in constant time. */
@@ -135,7 +139,7 @@ export class OpeningSteps {
     });
     await this.#world.recoveries.update(input.recoveryId, { exportPath: exported.path });
     return {
-      detail: `${proxy.address}:${exported.path} for ${exported.clients.length} addresses`,
+      detail: `${proxy.address}:${exported.path} for ${exported.clients.length} addresses of its host`,
       path: exported.path,
       address: proxy.address,
       nfsPort: exported.nfsPort,

@@ -1,5 +1,6 @@
 import { RouseError } from '../errors.ts';
 import type { DatastoreSpec } from '../hypervisors/port.ts';
+import { plural } from '../lib/text.ts';
 import type { Json, StepContext } from '../workflows/api.ts';
 import type { RecoveryInput } from './plan.ts';
 import type { RecoveryWorld } from './world.ts';
@@ -34,7 +35,7 @@ export async function relocateMachine(
   );
   const bytes = moved.disks.reduce((sum, disk) => sum + disk.sizeBytes, 0);
   return {
-    detail: `${moved.disks.length} disks now lie on ${input.to.name}`,
+    detail: `${plural(moved.disks.length, 'disk')} now on ${input.to.name}`,
     bytes,
     disks: moved.disks.map((disk) => ({ ...disk })),
   };
