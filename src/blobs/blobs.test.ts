@@ -38,15 +38,16 @@ test('a put that fails leaves nothing behind', async () => {
   const store = await directoryStore(failing);
   await assert.rejects(store.put('a/b', [Buffer.from('x')]), (e) => isRouseError(e, 'disk-full'));
   assert.deepEqual(await store.list(''), []);
-  assert.deepEqual(await nodeFiles.list(join(store.place, '.partial')), []);
+  assert.deepEqual(await nodeFiles.list(join(store.place, 'a')), []);
 });
 
 test('opening a directory removes what a killed put has left', async () => {
   const store = await directoryStore();
-  const file = await nodeFiles.open(join(store.place, '.partial', 'half'), 'create');
+  await store.put('packs/whole', []);
+  const file = await nodeFiles.open(join(store.place, 'packs', '.partial-half'), 'create');
   await file.close();
   await openDirectoryStore({ files: nodeFiles, directory: store.place, random: systemRandom });
-  assert.deepEqual(await nodeFiles.list(join(store.place, '.partial')), []);
+  assert.deepEqual(await nodeFiles.list(join(store.place, 'packs')), ['whole']);
 });
 
 test('faults: before a put, after a put, in what is read, and cold reads', async () => {

@@ -15,8 +15,11 @@ import {
 /** A TiB has some 33,000 packs: one stat after the other would take seconds. */
 const statsAtOnce = 64;
 
-/** Half-written blobs live here until they are renamed to their names. */
-const temporaryFolder = '.partial';
+/**
+ * Half-written blobs are called so until they are renamed to their names, in the same folder: a
+ * rename within one directory is one change of it, there after a power cut or not.
+ */
+const temporaryPrefix = '.partial-';
 
 export interface DirectoryStoreOptions {
   readonly files: Files;
@@ -50,9 +53,22 @@ class DirectoryBlobStore implements BlobStore {
 
   async prepare(): Promise<void> {
     await this.#makeRoot(this.place);
-    await this.#folder(temporaryFolder);
-    for (const left of await this.#files.list(join(this.place, temporaryFolder)))
-      await this.#removeIfThere(join(this.place, temporaryFolder, left));
+    await this.#clean('');
+  }
+
+  /**
+   * Removes what killed puts have left, and syncs all names that are there: whoever was killed may
+   * not have come to it, and a name that is seen is a name that will be counted on.
+   */
+  async #clean(folder: string): Promise<void> {
+    await this.#files.syncDirectory(join(this.place, folder));
+    const entries = await this.#files.list(join(this.place, folder));
+    for (const entry of entries) {
+      const path = join(this.place, folder, entry);
+      if (entry.startsWith(temporaryPrefix)) await this.#removeIfThere(path);
+      else if (!entry.includes('.') && (await this.#files.stat(path))?.isDirectory === true)
+        await this.#clean(join(folder, entry));
+    }
   }
 
   /** The store's own name must survive a power cut too, and so must its parents'. */
@@ -76,8 +92,11 @@ class DirectoryBlobStore implements BlobStore {
 
   async #putAlone(name: string, chunks: readonly Uint8Array[]): Promise<void> {
     const path = join(this.place, name);
-    if ((await this.#files.stat(path)) !== undefined) throw existingBlob(this.place, name);
-    const temporary = join(this.place, temporaryFolder, this.#random.id());
+    if ((await this.#files.stat(path)) !== undefined) {
+      await this.#files.syncDirectory(dirname(path)); // Then "exists" means "is durable".
+      throw existingBlob(this.place, name);
+    }
+    const temporary = join(dirname(path), temporaryPrefix + this.#random.id());
     await this.#folder(dirname(name));
     try {
       await this.#writeSynced(temporary, chunks);
@@ -86,7 +105,12 @@ class DirectoryBlobStore implements BlobStore {
       await this.#removeIfThere(temporary).catch(() => undefined);
       throw error;
     }
-    await this.#files.syncDirectory(dirname(path));
+    try {
+      await this.#files.syncDirectory(dirname(path));
+    } catch (error) {
+      await this.#removeIfThere(path).catch(() => undefined);
+      throw error;
+    }
   }
 
   async #writeSynced(path: string, chunks: readonly Uint8Array[]): Promise<void> {

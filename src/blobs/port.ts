@@ -2,8 +2,9 @@
  * Where bytes rest. A *blob* is a name and bytes, written once, never changed; a *store* keeps
  * blobs. Packs, savesets, mtrees and the vault's configuration are blobs.
  *
- * Invariants: a blob is there whole or not at all; once `put` has resolved it survives a power cut;
- * an existing blob is never overwritten. Names are segments of [A-Za-z0-9._-] joined by `/`, no
+ * Invariants: a blob is there whole or not at all; once `put` has resolved, or failed with
+ * `already-exists`, it survives a power cut, and so does all that an opened store shows; an existing
+ * blob is never overwritten. Names are segments of [A-Za-z0-9._-] joined by `/`, no
  * segment begins with a dot (`checkBlobName`).
  *
  * Concurrency: every operation may run beside every other one, also on the same name: of two puts

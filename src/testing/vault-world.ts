@@ -41,7 +41,7 @@ export async function vaultWorld(
     store,
     files,
     random,
-    open: async ({ workers = 0, cacheBytes = 1024 * 1024, owner } = {}) => {
+    open: async ({ workers = 0, cacheBytes = 256 * 1024, owner } = {}) => {
       const vault = await openVault({
         store,
         index: { files, directory: '/index' },
@@ -49,6 +49,7 @@ export async function vaultWorld(
         clock: systemClock,
         random,
         workers,
+        slabBytes: 8 * smallBlockBytes,
         owner: owner ?? { name: random.id(), isAlive: () => true },
       });
       if ((await vault.mtrees()).length === 0) await vault.createMtree('main', 'lz4');

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { MemoryBlobStore } from '../blobs/memory-store.ts';
 import { isRouseError } from '../errors.ts';
 import { SeededRandom } from '../testing/seeded-random.ts';

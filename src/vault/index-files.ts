@@ -41,6 +41,8 @@ export class IndexFiles {
   #entriesInDeltas = 0;
   #deltas = 0;
   #baseEntries = 0;
+  /** Runs whose checksum was found right in this loading. */
+  readonly #whole = new Set<number>();
 
   constructor(files: Files, directory: string, vaultId: Buffer, key: Buffer) {
     this.#files = files;
@@ -74,8 +76,11 @@ export class IndexFiles {
   async #replacedUpTo(numbers: readonly number[]): Promise<number> {
     for (const number of numbers.toReversed()) {
       const upTo = await this.#reading(number, (file) => replacesUpTo(file));
-      if (upTo !== undefined && upTo > 0 && (await this.#reading(number, this.#isWhole)))
+      if (upTo === undefined || upTo === 0) continue;
+      if ((await this.#reading(number, this.#isWhole)) === true) {
+        this.#whole.add(number);
         return upTo;
+      }
     }
     return 0;
   }
@@ -99,7 +104,7 @@ export class IndexFiles {
     const size = await file.size();
     if (size < headerBytes + footerBytes) return false;
     const hasher = Blake3Hasher.newKeyed(this.#key);
-    const piece = Buffer.allocUnsafe(1024 * 1024);
+    const piece = Buffer.allocUnsafe(Math.min(size, 1024 * 1024));
     for (let at = 0; at < size - footerBytes; at += piece.length) {
       const part = piece.subarray(0, Math.min(piece.length, size - footerBytes - at));
       if ((await file.read(part, at)) !== part.length) return false;
@@ -112,7 +117,7 @@ export class IndexFiles {
 
   async #loadRun(number: number, index: BlockIndex, packs: PackNumbers): Promise<boolean> {
     const loaded = await this.#reading(number, async (file) => {
-      if (!(await this.#isWhole(file))) return false;
+      if (!this.#whole.has(number) && !(await this.#isWhole(file))) return false;
       const header = Buffer.alloc(headerBytes);
       await file.read(header, 0);
       const packCount = header.readUInt32LE(12);
@@ -261,7 +266,7 @@ async function loadEntries(
   index: BlockIndex,
   isBase: boolean,
 ): Promise<void> {
-  const room = new Uint32Array(pieceEntries * 5);
+  const room = new Uint32Array(Math.min(pieceEntries, entries) * 5);
   for (let done = 0; done < entries; done += pieceEntries) {
     const words = room.subarray(0, Math.min(pieceEntries, entries - done) * 5);
     const bytes = Buffer.from(words.buffer, 0, words.byteLength);

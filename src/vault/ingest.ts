@@ -30,6 +30,8 @@ export interface IngestOptions {
   readonly blockBytes: number;
   /** 0: everything on this thread. */
   readonly workers: number;
+  /** Input of one slab; `vaultLimits.ingestSlabBytes` when undefined. */
+  readonly slabBytes: number | undefined;
   readonly index: VaultIndex;
   readonly packs: PackWriter;
 }
@@ -69,7 +71,8 @@ export class Ingest {
     const free = this.#free.pop();
     if (free !== undefined || this.#slabs === vaultLimits.ingestSlabs) return free;
     const { blockBytes } = this.#options;
-    const memory = newSlabMemory(vaultLimits.ingestSlabBytes, blockBytes);
+    const bytes = this.#options.slabBytes ?? vaultLimits.ingestSlabBytes;
+    const memory = newSlabMemory(bytes, blockBytes);
     const views = new SlabViews(memory, blockBytes);
     return { number: this.#slabs++, memory, views, sinks: [], blocks: [] };
   }

@@ -28,7 +28,7 @@ export class TreeWriter {
   readonly #store: TreeStore;
   /** By level; index 0 stays empty. */
   readonly #dirty: Map<number, DirtyNode>[];
-  #root: Buffer = zeroId;
+  #root: Buffer | undefined;
   #busy: Promise<void>;
   /** Blocks that are not zero; undefined: not known without walking the tree. */
   #referenced: number | undefined;
@@ -62,7 +62,7 @@ export class TreeWriter {
     }
     for (; level > this.shape.depth && !isZeroId(id); level--)
       id = Buffer.from((await this.#store.read(id)).subarray(0, idBytes));
-    this.#root = id;
+    this.#root ??= id; // A disk of one block may have been set before the base was read.
     const covered = blocksBelow(this.shape.fanout, this.shape.depth);
     const baseBlocks = Math.ceil(base.sizeBytes / this.shape.blockBytes);
     if (baseBlocks > this.shape.blocks) this.#referenced = undefined;
@@ -179,7 +179,7 @@ export class TreeWriter {
 
   /** The id of a subtree as last set or flushed; the node itself may be dirty again. */
   async #currentId(level: number, number: number): Promise<Buffer> {
-    if (level === this.shape.depth) return this.#root;
+    if (level === this.shape.depth) return this.#root ?? zeroId;
     const { fanout } = this.shape;
     const parent = Math.floor(number / fanout);
     const at = (number % fanout) * idBytes;
@@ -195,7 +195,7 @@ export class TreeWriter {
   async finish(): Promise<Buffer> {
     return this.#alone(async () => {
       await this.#flush(0);
-      return this.#root;
+      return this.#root ?? zeroId;
     });
   }
 }

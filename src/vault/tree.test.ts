@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import type { DiskRoot } from './api.ts';
 import { idBytes, idKey, isZeroId, keyedHash, zeroId } from './hash.ts';
 import { blocksBelow, treeShape } from './shape.ts';

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { isRouseError, type ErrorCode } from '../errors.ts';
 import type { Extent } from '../lib/disk.ts';
 import { SeededRandom } from '../testing/seeded-random.ts';

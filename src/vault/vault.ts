@@ -89,6 +89,8 @@ export interface OpenVaultOptions {
   readonly random: Random;
   /** Threads that hash and pack; 0: none, everything on this one. */
   readonly workers?: number;
+  /** Input of one slab of the ingest pipeline; 1 MiB when undefined. */
+  readonly slabBytes?: number;
   /** Who holds the lock; this process when undefined. */
   readonly owner?: LockOwner;
 }
@@ -286,6 +288,7 @@ export class OpenedVault implements Vault {
       key: this.#config.key,
       blockBytes: this.blockBytes,
       workers: this.#options.workers ?? vaultLimits.ingestWorkers,
+      slabBytes: this.#options.slabBytes,
       index: this.#index,
       packs: this.#packs,
     });
