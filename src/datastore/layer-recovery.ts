@@ -16,7 +16,6 @@ import {
 } from './layer-checkpoint.ts';
 import {
   decodeSegmentHeader,
-  batchUnits,
   segmentHeaderUnits,
   unitBytes,
   unitsPerPage,
@@ -26,6 +25,7 @@ import {
   batchesOf,
   firstPageUnit,
   pagesIntact,
+  unitsOf,
   ReadWindow,
   type FoundBatch,
 } from './segment-scan.ts';
@@ -37,6 +37,8 @@ export interface Recovered {
   readonly sequence: number;
   /** Batches up to this one are known to be durable. */
   readonly syncedSequence: number;
+  /** Where the batches begin in each segment that are not known to be durable. */
+  readonly doubtful: ReadonlyMap<Segment, number>;
   /** When each disk was last written; undefined: never. */
   readonly modified: (NfsTime | undefined)[];
   readonly checkpointBytes: number;
@@ -65,13 +67,16 @@ export async function recoverLayer(
   const tail = await scanTail(segments, checkpoint);
   const synced = Math.max(checkpoint?.sequence ?? 0, tail.syncedSequence);
   const modified = maps.map((_, disk) => checkpoint?.disks[disk]?.modified);
+  const doubtful = new Map<Segment, number>();
   let sequence = Math.max(checkpoint?.sequence ?? 0, tail.syncedSequence);
   for (const found of await acceptedBatches(tail.batches, synced)) {
     applyBatch(found, maps, modified);
     sequence = Math.max(sequence, found.batch.sequence);
     found.segment.lastSequence = found.batch.sequence;
     found.segment.endUnits = found.unit + unitsOf(found);
+    if (found.batch.sequence <= synced) continue;
     segments.unsynced.add(found.segment);
+    if (!doubtful.has(found.segment)) doubtful.set(found.segment, found.unit);
   }
   damage.push(...tail.damage);
   await cutLeftovers(segments);
@@ -80,10 +85,13 @@ export async function recoverLayer(
   // Nor is it known whether the names of these segments were synced before the process died.
   segments.namesUnsynced = tail.batches.length > 0;
   countLive(maps, segments, damage);
+  // What superseded the pages of a dead segment may not be durable yet.
+  for (const segment of segments.all()) segment.deadSince = sequence;
   return {
     maps,
     sequence,
     syncedSequence: synced,
+    doubtful,
     modified,
     checkpointBytes: checkpoint?.sizeBytes ?? 0,
     tailBytes: tail.bytes,
@@ -236,10 +244,6 @@ async function acceptedBatches(
     accepted.push(found);
   }
   return accepted;
-}
-
-function unitsOf(found: FoundBatch): number {
-  return batchUnits(found.batch.extents.length, found.batch.checksums.length);
 }
 
 function applyBatch(

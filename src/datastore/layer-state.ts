@@ -48,13 +48,13 @@ export class LayerState {
     await file.close();
   }
 
-  /** `changed`: the verifier is a new one, because the machine went down with unsynced writes. */
+  /** `sameBoot`: what the last process handed over may still be in the kernel's memory only. */
   static async open(
     files: Files,
     path: string,
     random: Random,
     bootId: string,
-  ): Promise<{ readonly state: LayerState; readonly changed: boolean }> {
+  ): Promise<{ readonly state: LayerState; readonly sameBoot: boolean }> {
     const file = await files.open(path, 'write');
     const found = await newest(file, path);
     const lost = found === undefined || (found.dirty && found.bootId !== bootId);
@@ -67,7 +67,7 @@ export class LayerState {
     const state = new LayerState(file, random, values);
     // Always: what was read may be in the kernel's memory only, from a process that was killed.
     await state.#save(values);
-    return { state, changed: lost };
+    return { state, sameBoot: found === undefined || found.bootId === bootId };
   }
 
   get verifier(): bigint {

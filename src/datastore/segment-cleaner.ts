@@ -3,28 +3,36 @@ import { crc32 } from 'node:zlib';
 import { setImmediate } from 'node:timers/promises';
 import { isRouseError } from '../errors.ts';
 import type { Move } from './appender.ts';
-import { pageBytes, segmentHeaderUnits, unitBytes, unitsPerPage } from './layer-format.ts';
+import { pageBytes, unitBytes, unitsPerPage } from './layer-format.ts';
 import { zeroFlag, type PageMap } from './page-map.ts';
-import { batchesOf, firstPageUnit, type FoundBatch } from './segment-scan.ts';
+import { batchesOf, firstPageUnit, unitsOf, type FoundBatch } from './segment-scan.ts';
 import { positionOf, type Segment } from './segments.ts';
 
 const movePagesMax = 128;
 
-/** Pages that cannot be read as they were written stay where they are. */
+/**
+ * From `fromUnit` on. Pages that cannot be read as they were written stay where they are: answers
+ * how many, where a header that cannot be read counts as one.
+ */
 export async function cleanSegment(
   segment: Segment,
+  fromUnit: number,
   maps: readonly PageMap[],
   append: (moves: readonly Move[]) => Promise<void>,
-): Promise<void> {
+): Promise<number> {
+  let lost = 0;
+  let next = fromUnit;
   segment.readers++;
   try {
-    for await (const found of batchesOf(segment, segmentHeaderUnits, segment.endUnits)) {
+    for await (const found of batchesOf(segment, fromUnit, segment.endUnits)) {
+      next = found.unit + unitsOf(found);
       const live = livePages(found, maps);
       for (let from = 0; from < live.length; from += movePagesMax) {
         const moves: Move[] = [];
         for (const page of live.slice(from, from + movePagesMax)) {
           const move = await readMove(segment, page);
-          if (move !== undefined) moves.push(move);
+          if (move === undefined) lost++;
+          else moves.push(move);
         }
         await append(moves);
         // The guest's reads and writes go first.
@@ -34,6 +42,7 @@ export async function cleanSegment(
   } finally {
     segment.readers--;
   }
+  return next < segment.endUnits ? lost + 1 : lost;
 }
 
 interface LivePage {

@@ -25,6 +25,11 @@ export function firstPageUnit(found: FoundBatch): number {
   return found.unit + batchHeaderBytes(extents.length, checksums.length) / unitBytes;
 }
 
+/** Units that the batch takes, header and pages. */
+export function unitsOf(found: FoundBatch): number {
+  return batchUnits(found.batch.extents.length, found.batch.checksums.length);
+}
+
 /**
  * The batches from `unit` on, until the first place where none begins. A batch whose sequence is
  * not greater than the one before is no batch of this life of the segment.

@@ -19,7 +19,7 @@ import { Stable, type NfsTime, type WriteResult } from '../nfs/file-system.ts';
 import { Appender } from './appender.ts';
 import { Housework } from './housework.ts';
 import { checkpointName, newCheckpointName, writeCheckpoint } from './layer-checkpoint.ts';
-import { pageBytes, unitBytes } from './layer-format.ts';
+import { pageBytes, segmentHeaderUnits, unitBytes } from './layer-format.ts';
 import { LayerReader, type DiskView } from './layer-reader.ts';
 import { recoverLayer, type Recovered } from './layer-recovery.ts';
 import { LayerState } from './layer-state.ts';
@@ -56,8 +56,8 @@ export class WriteLayer {
   readonly #space: SpaceWatch;
   readonly #syncs = new SharedWork(() => this.#syncOnce());
   readonly #checkpoints = new SharedWork(() => this.#writeCheckpoint());
-  /** Segments whose sync failed: all that lives in them must be copied first. */
-  readonly #suspects = new Set<Segment>();
+  /** Segments whose sync failed: what lives in them from that unit on must be copied first. */
+  readonly #suspects = new Map<Segment, number>();
   #syncedSequence: number;
   /** The last batch with a write that was answered before it was synced. */
   #unstableSequence = 0;
@@ -95,10 +95,12 @@ export class WriteLayer {
     const segments = new Segments(files, directory, random, tuning.segmentBytes);
     const recovered = await recoverLayer(files, directory, disks.length, segments);
     const path = `${directory}/${stateName}`;
-    const { state } = await LayerState.open(files, path, random, bootId);
+    const { state, sameBoot } = await LayerState.open(files, path, random, bootId);
     const layer = new WriteLayer(around, directory, disks, state, segments, recovered);
     for (const message of recovered.damage) around.onDamage(-1, 0, message);
     await layer.#space.refresh();
+    // The last process may have died after a sync that failed: its word is not taken for it.
+    if (sameBoot) for (const [segment, unit] of recovered.doubtful) layer.#doubt(segment, unit);
     layer.#markCleanSoon();
     return layer;
   }
@@ -131,7 +133,7 @@ export class WriteLayer {
       tailBytes: () => this.#tailBytes,
       checkpointBytes: () => this.#checkpointBytes,
       checkpoint: () => this.checkpoint(),
-      clean: (segment) => this.#clean(segment),
+      clean: (segment) => this.#clean(segment, segmentHeaderUnits),
     });
     if (state.dirty) this.#unstableSequence = recovered.sequence;
   }
@@ -305,6 +307,7 @@ export class WriteLayer {
     this.#tick = undefined;
     this.#appender.drop();
     this.#space.refreshSoon();
+    this.#markCleanSoon();
     for (const half of [tick.unstable, tick.stable]) {
       half.promise.catch(() => undefined);
       half.reject(error);
@@ -408,9 +411,9 @@ export class WriteLayer {
 
   /** The kernel may have dropped what it could not write, and will not say so again. */
   async #onSyncFailure(segments: readonly Segment[]): Promise<void> {
-    for (const segment of segments) this.#suspects.add(segment);
+    for (const segment of segments) this.#doubt(segment, segmentHeaderUnits);
     // What came during the sync is in doubt as well.
-    for (const segment of this.#segments.unsynced) this.#suspects.add(segment);
+    for (const segment of this.#segments.unsynced) this.#doubt(segment, segmentHeaderUnits);
     this.#segments.unsynced.clear();
     this.#segments.afterFailure = true;
     this.#state.changeVerifier();
@@ -418,11 +421,15 @@ export class WriteLayer {
     await this.#state.save().catch(() => undefined);
   }
 
+  #doubt(segment: Segment, fromUnit: number): void {
+    this.#suspects.set(segment, Math.min(fromUnit, this.#suspects.get(segment) ?? fromUnit));
+  }
+
   /** Copies everything that lives in suspect segments to new ones. */
   async #rescue(): Promise<void> {
     if (this.#state.unsaved) await this.#state.save();
-    for (const segment of this.#suspects) {
-      const lost = await this.#clean(segment);
+    for (const [segment, unit] of this.#suspects) {
+      const lost = await this.#clean(segment, unit);
       if (lost > 0) {
         segment.damaged = true;
         this.#state.changeVerifier();
@@ -433,14 +440,13 @@ export class WriteLayer {
   }
 
   /** Answers how many pages are still there, because they cannot be read as written. */
-  async #clean(segment: Segment): Promise<number> {
-    await cleanSegment(segment, this.#maps, async (moves) => {
+  async #clean(segment: Segment, fromUnit: number): Promise<number> {
+    return cleanSegment(segment, fromUnit, this.#maps, async (moves) => {
       while (!this.#appender.appendMoves(moves, this.#maps, this.#syncedSequence)) {
         await this.#segments.prepare();
       }
       this.#countAppended();
     });
-    return segment.livePages + segment.liveZeros;
   }
 
   /** A while after the last write was synced: one that comes sooner need not wait again. */
@@ -491,6 +497,6 @@ function newTick(): Tick {
   };
 }
 
-function closedError(directory: string): RouseError {
-  return new RouseError('wrong-state', `${directory}: the write layer is closed`);
+function closedError(path: string): RouseError {
+  return new RouseError('wrong-state', `${path}: the write layer is closed`);
 }

@@ -26,13 +26,9 @@ interface SectorHistory {
 
 export function fillBase(target: Uint8Array, offset: number, disk: number): void {
   const bytes = Buffer.from(target.buffer, target.byteOffset, target.length);
-  for (let at = 0; at < bytes.length; at++) {
-    bytes[at] = byteOf(
-      0,
-      disk,
-      Math.floor((offset + at) / sectorBytes),
-      (offset + at) % sectorBytes,
-    );
+  for (let at = 0; at < bytes.length;) {
+    const sector = Math.floor((offset + at) / sectorBytes);
+    at += sectorOf(0, disk, sector).copy(bytes, at, (offset + at) % sectorBytes);
   }
 }
 
@@ -46,16 +42,13 @@ export function contentOf(record: WriteRecord): Buffer {
   return bytes;
 }
 
+/** The number of the write, the disk and the sector, over and over. */
 function sectorOf(id: number, disk: number, sector: number): Buffer {
-  const bytes = Buffer.alloc(sectorBytes);
-  for (let at = 0; at < sectorBytes; at++) bytes[at] = byteOf(id, disk, sector, at);
-  return bytes;
-}
-
-/** The number first, then bytes that depend on everything. */
-function byteOf(id: number, disk: number, sector: number, at: number): number {
-  if (at < 4) return (id >>> (8 * at)) & 0xff;
-  return (id * 31 + disk * 17 + sector * 7 + (at >> 2) + 1) & 0xff;
+  const seed = Buffer.alloc(8);
+  seed.writeUInt32LE(id, 0);
+  seed.writeUInt16LE(disk + 1, 4);
+  seed.writeUInt16LE(sector, 6);
+  return Buffer.alloc(sectorBytes, seed);
 }
 
 function idOf(bytes: Buffer, disk: number, sector: number): number {
