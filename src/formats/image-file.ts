@@ -75,8 +75,7 @@ export class ImageFile {
     const list: Extent[] = [];
     let at = position;
     while (at < dataEnd) {
-      const data = this.isBlockDevice ? at : nextData(this.#handle.fd, at);
-      const start = data < 0 ? dataEnd : Math.max(at, Math.min(data, dataEnd));
+      const start = Math.max(at, Math.min(this.#nextData(at, dataEnd), dataEnd));
       if (start > at) list.push({ offset: at, length: start - at, zero: true });
       if (start >= dataEnd) {
         at = dataEnd;
@@ -89,6 +88,17 @@ export class ImageFile {
     }
     if (at < end) list.push({ offset: at, length: end - at, zero: true });
     return list;
+  }
+
+  /**
+   * No data until the end looks like any failure of the call; so it is believed only when the file
+   * system says that a hole begins right there. In doubt it is data, and read.
+   */
+  #nextData(at: number, end: number): number {
+    if (this.isBlockDevice) return at;
+    const data = nextData(this.#handle.fd, at);
+    if (data >= 0) return data;
+    return nextHole(this.#handle.fd, at) === at ? end : at;
   }
 
   async close(): Promise<void> {
