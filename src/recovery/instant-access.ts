@@ -19,22 +19,13 @@ export function instantAccess(world: RecoveryWorld): {
   relocate: Workflow<RelocateInput>;
   close: Workflow<CloseInput>;
 } {
-  const on = new OpeningSteps(world);
-  type Context = StepContext<RecoveryInput>;
-  const step = (
-    number: number,
-    name: string,
-    run: (context: Context) => ReturnType<Step<RecoveryInput>['run']>,
-    undo?: (context: Context) => Promise<void>,
-  ): Step<RecoveryInput> => ({
-    number,
-    name,
-    run,
-    attemptsMax: 3,
-    ...(undo === undefined ? {} : { undo }),
-  });
+  return { open: opening(world), relocate: relocating(world), close: closing(world) };
+}
 
-  const open: Workflow<RecoveryInput> = {
+/** Steps 1 to 11: from the request to a machine that is available. */
+function opening(world: RecoveryWorld): Workflow<RecoveryInput> {
+  const on = new OpeningSteps(world);
+  return {
     kind: 'recovery.open',
     steps: [
       step(1, 'Device', (context) => on.findDevice(context)),
@@ -76,26 +67,40 @@ export function instantAccess(world: RecoveryWorld): {
     ],
     settled: (run, input) => settleOpened(world, run, input),
   };
+}
 
-  const relocate: Workflow<RelocateInput> = {
+/** Step 12: the running machine's disks move to production storage. */
+function relocating(world: RecoveryWorld): Workflow<RelocateInput> {
+  return {
     kind: 'recovery.relocate',
     steps: [
       {
         number: 12,
         name: 'Relocate',
-        attemptsMax: 1,
         run: (context) => relocateMachine(world, context),
         undo: (context) => stopRelocation(world, context),
       },
     ],
     settled: (run, input) => settleRelocated(world, run, input),
   };
+}
 
-  const close: Workflow<CloseInput> = {
+/** Step 13: clean up, in the safe order of cleaning.ts. */
+function closing(world: RecoveryWorld): Workflow<CloseInput> {
+  return {
     kind: 'recovery.close',
     steps: cleaningSteps(world),
     settled: (run, input) => settleClosed(world, run, input),
   };
+}
 
-  return { open, relocate, close };
+type Context = StepContext<RecoveryInput>;
+
+function step(
+  number: number,
+  name: string,
+  run: Step<RecoveryInput>['run'],
+  undo?: (context: Context) => Promise<void>,
+): Step<RecoveryInput> {
+  return { number, name, run, attemptsMax: 3, ...(undo === undefined ? {} : { undo }) };
 }

@@ -87,6 +87,7 @@ export class Recoveries implements RecoveryService {
     recoveryId: string,
   ): Promise<RecoveryInput> {
     const { random, clock } = this.#desk;
+    this.#refuseUnknownProxy(request.proxy);
     const hypervisorId =
       request.mode === 'publish'
         ? null
@@ -117,6 +118,11 @@ export class Recoveries implements RecoveryService {
       createdMs: clock.now(),
       resumed: false,
     };
+  }
+
+  #refuseUnknownProxy(wanted: string | undefined): void {
+    const known = this.#desk.proxies().map(({ name }) => ({ id: name, name }));
+    if (wanted !== undefined) pick('proxy', wanted, known);
   }
 
   async #refuseDuplicate(input: RecoveryInput): Promise<void> {
