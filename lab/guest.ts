@@ -12,6 +12,7 @@ import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import * as fs from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { systemClock } from '#src/lib/clock.ts';
 import { cpioArchive, entry } from './cpio.ts';
 import type { CpioEntry } from './cpio.ts';
 import { cacheDirectory, debianKernel, librariesOf, modulesInOrder } from './kernel.ts';
@@ -47,6 +48,7 @@ export interface Guest {
 }
 
 const scripts = join(import.meta.dirname, 'guest');
+const keptTemplates = 12;
 const MiB = 1024 * 1024;
 const sectorBytes = 512;
 
@@ -81,8 +83,13 @@ async function templateDisk(sizeBytes: number, known: Uint8Array): Promise<strin
     key.update(await fs.readFile(file));
   const directory = join(cacheDirectory, 'guests');
   const path = join(directory, `${key.digest('hex').slice(0, 24)}.raw`);
-  if (existsSync(path)) return path;
+  if (existsSync(path)) {
+    const now = systemClock.now() / 1000;
+    await fs.utimes(path, now, now);
+    return path;
+  }
   await fs.mkdir(directory, { recursive: true });
+  await forgetOldTemplates(directory);
   const work = await fs.mkdtemp(join(directory, 'building-'));
   try {
     const disk = join(work, 'disk.raw');
@@ -92,6 +99,16 @@ async function templateDisk(sizeBytes: number, known: Uint8Array): Promise<strin
     await fs.rm(work, { recursive: true, force: true });
   }
   return path;
+}
+
+/** Templates of 30 MiB each that nobody has used for longest; the rest is enough for all tests. */
+async function forgetOldTemplates(directory: string): Promise<void> {
+  const names = (await fs.readdir(directory)).filter((name) => name.endsWith('.raw'));
+  const paths = names.map((name) => join(directory, name));
+  const used = await Promise.all(paths.map(async (path) => (await fs.stat(path)).mtimeMs));
+  const order = paths.map((path, index) => ({ path, usedMs: used[index] ?? 0 }));
+  order.sort((left, right) => right.usedMs - left.usedMs);
+  for (const { path } of order.slice(keptTemplates)) await fs.rm(path, { force: true });
 }
 
 async function buildTemplate(

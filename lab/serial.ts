@@ -79,6 +79,7 @@ export class SerialConsole {
    */
   async command(line: string, timeoutMs = 30_000): Promise<string> {
     const id = `c${process.pid}-${++this.#commands}`;
+    await eventually('a guest that listens', () => this.#isListening() || undefined, timeoutMs);
     await this.#send(`${id} ${line}\n`);
     const pattern = new RegExp(`ROUSE answer ${id} (ok|failed)([^\\n]*)\\n`);
     const answer = await eventually(
@@ -92,15 +93,18 @@ export class SerialConsole {
     this.#answers = this.#answers.slice(answer.index + answer[0].length);
     const said = (answer[2] ?? '').trim();
     if (answer[1] === 'ok') return said;
-    throw new Error(`the guest's "${line}" failed: ${said}`);
+    throw new Error(`the guest's "${line.slice(0, 60)}" failed: ${said}`);
   }
 
-  /** Runs a shell command in the guest and returns its output; rejects when it exits with an error. */
+  /** Runs a shell script in the guest and returns its output; rejects when it exits with an error. */
   async shell(script: string, timeoutMs = 30_000): Promise<string> {
     const decode = (said: string) => Buffer.from(said, 'base64').toString('utf8');
-    const answer = await this.command(`run ${script}`, timeoutMs).catch((error: unknown) => {
+    const encoded = Buffer.from(script).toString('base64');
+    // A terminal takes lines of up to 4095 bytes (termios(3), canonical mode).
+    if (encoded.length > 4000) throw new Error('this script is too long for the serial port');
+    const answer = await this.command(`run ${encoded}`, timeoutMs).catch((error: unknown) => {
       const said = /failed: (\S+)$/.exec(String(error))?.[1];
-      throw said === undefined ? error : new Error(`${script}: ${decode(said)}`);
+      throw said === undefined ? error : new Error(`${script}\n${shown(decode(said))}`);
     });
     return decode(answer);
   }
@@ -109,6 +113,14 @@ export class SerialConsole {
     this.#stop.abort();
     this.#socket?.destroy();
     await this.#done;
+  }
+
+  /** Since its last boot, as far as that was seen. */
+  #isListening(): boolean {
+    const boot = this.#lines.findLastIndex((line) => /ROUSE boot /.test(line.text));
+    return (
+      boot < 0 || this.#lines.slice(boot).some((line) => line.text.includes('ROUSE listening'))
+    );
   }
 
   #missed(pattern: RegExp, timeoutMs: number): Error {
@@ -166,6 +178,11 @@ export class SerialConsole {
     this.#partial = parts.pop() ?? '';
     for (const part of parts) this.#lines.push({ text: part.replaceAll('\r', ''), atMs });
   }
+}
+
+/** The end of a guest's output, fit to print. */
+function shown(text: string): string {
+  return text.replace(/[^\n\P{Cc}]+/gu, '·').slice(-1500);
 }
 
 export interface HeartbeatReport {
