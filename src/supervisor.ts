@@ -108,7 +108,12 @@ class Child {
     const entry = fileURLToPath(new URL('./cli/main.ts', import.meta.url));
     const child = spawn(process.execPath, [entry, this.#role], {
       stdio: ['ignore', log, log, 'ipc'],
-      env: { ...process.env, ROUSE_UP_OPTIONS: JSON.stringify(this.#options) },
+      env: {
+        ...process.env,
+        ROUSE_UP_OPTIONS: JSON.stringify(this.#options),
+        // A child that is started again finds its code compiled (Node's module cache).
+        NODE_COMPILE_CACHE: path.join(this.#options.data, 'compiled'),
+      },
     });
     fs.closeSync(log);
     this.#process = child;

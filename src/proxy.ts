@@ -1,0 +1,105 @@
+import type { Logger } from 'pino';
+import { openDirectoryStore } from './blobs/directory-store.ts';
+import type { Config } from './config.ts';
+import { isRouseError } from './errors.ts';
+import { openDisk } from './formats/open-disk.ts';
+import { createQcow2Writer } from './formats/qcow2-output.ts';
+import { createRawWriter } from './formats/raw-output.ts';
+import type { Clock } from './lib/clock.ts';
+import { nodeFiles } from './lib/node-files.ts';
+import type { Random } from './lib/random.ts';
+import type { Running } from './main.ts';
+import { connectNbd } from './nbd/client.ts';
+import { createNfsServer } from './nfs/server.ts';
+import { Clones } from './proxy/clones.ts';
+import { listenForServer } from './proxy/listen.ts';
+import { LocalProxy } from './proxy/local-proxy.ts';
+import type { NbdAccess, NbdDisk } from './proxy/runner.ts';
+import { createVault, openVault } from './vault/vault.ts';
+
+/** The proxy's stores and listeners, joined. */
+export interface ProxyOptions {
+  readonly config: Config;
+  readonly log: Logger;
+  readonly version: string;
+  readonly clock: Clock;
+  readonly random: Random;
+}
+
+export async function openProxy(options: ProxyOptions): Promise<Running> {
+  const { config, log, version, clock } = options;
+  const vault = await openTheVault(options);
+  const { addresses, port: nfsPort, mountPort, portmap, portmapPort } = config.nfs;
+  const listen = { addresses, nfsPort, mountPort, portmap, portmapPort };
+  const nfs = createNfsServer({ clock, log, listen });
+  const proxy = new LocalProxy({
+    name: config.proxyName,
+    version,
+    vault,
+    vaultPath: config.vault,
+    clones: new Clones({
+      files: nodeFiles,
+      directory: config.clones,
+      maker: {
+        create: () => {
+          throw new Error('soon');
+        },
+        open: () => {
+          throw new Error('soon');
+        },
+        discard: async () => undefined,
+      },
+      saveset: (id) => vault.saveset(id),
+      log,
+    }),
+    exportsFile: config.exportsFile,
+    files: nodeFiles,
+    nfs,
+    clock,
+    openFile: (path, format) => openDisk(path, format === undefined ? {} : { format }),
+    openNbd: openNbdDisk,
+    createTarget: (path, format, sizeBytes) =>
+      format === 'raw'
+        ? createRawWriter(path, sizeBytes, { replace: true })
+        : createQcow2Writer(path, sizeBytes, { replace: true }),
+  });
+  await proxy.start();
+  const app = await listenForServer(proxy, config.proxySocket, (error, call) =>
+    log.error({ err: error, call }, 'a call failed in a way nobody foresaw'),
+  );
+  return {
+    facts: { NFS: `port ${nfs.nfsPort}, portmapper ${nfs.portmapper}`, Vault: config.vault },
+    close: async () => {
+      await app.close();
+      await proxy.close();
+    },
+  };
+}
+
+async function openTheVault({ config, clock, random }: ProxyOptions) {
+  const store = await openDirectoryStore({
+    files: nodeFiles,
+    directory: config.vault,
+    random,
+  });
+  await createVault(store, { random }).catch((error: unknown) => {
+    if (!isRouseError(error, 'already-exists')) throw error;
+  });
+  return openVault({
+    store,
+    index: { files: nodeFiles, directory: config.index },
+    cacheBytes: config.cacheBytes,
+    clock,
+    random,
+  });
+}
+
+async function openNbdDisk(access: NbdAccess): Promise<NbdDisk> {
+  const { changesContext, ...where } = access;
+  if (changesContext === undefined) return connectNbd(where);
+  const disk = await connectNbd({ ...where, metaContexts: [changesContext] });
+  return Object.assign(disk, {
+    changes: (offset: number, length: number) =>
+      disk.changedExtents(changesContext, offset, length),
+  });
+}
