@@ -19,6 +19,8 @@ export interface LayerSurroundings {
   readonly bootId: string;
   /** A range could not be read, or written bytes are missing. */
   readonly onDamage: (disk: number, offset: number, message: string) => void;
+  /** Whether bytes outside the layer that share its verifier were answered and not synced. */
+  readonly unsyncedElsewhere?: () => boolean;
   /** Other bounds than `datastoreLimits`, for tests: small ones show in seconds what takes days. */
   readonly tuning?: Partial<LayerTuning>;
 }

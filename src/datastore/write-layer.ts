@@ -17,6 +17,8 @@ import type { MaybePromise } from '../lib/maybe-promise.ts';
 import { datastoreLimits } from '../limits.ts';
 import { Stable, type NfsTime, type WriteResult } from '../nfs/file-system.ts';
 import { Appender } from './appender.ts';
+import { mergeAndAppend } from './merge-write.ts';
+import { QuietMark } from './quiet-mark.ts';
 import { Housework } from './housework.ts';
 import { checkpointName, newCheckpointName, writeCheckpoint } from './layer-checkpoint.ts';
 import { pageBytes, segmentHeaderUnits, unitBytes } from './layer-format.ts';
@@ -47,13 +49,14 @@ export class WriteLayer {
   readonly #directory: string;
   readonly #around: LayerSurroundings;
   readonly #tuning: LayerTuning;
-  readonly #disks: readonly LayerDisk[];
   readonly #state: LayerState;
   readonly #segments: Segments;
   readonly #maps: readonly PageMap[];
+  readonly #views: readonly DiskView[];
   readonly #appender: Appender;
   readonly #reader: LayerReader;
   readonly #space: SpaceWatch;
+  readonly #quiet: QuietMark;
   readonly #syncs = new SharedWork(() => this.#syncOnce());
   readonly #checkpoints = new SharedWork(() => this.#writeCheckpoint());
   /** Segments whose sync failed: what lives in them from that unit on must be copied first. */
@@ -65,13 +68,11 @@ export class WriteLayer {
   #flushScheduled = false;
   #waiting = false;
   readonly #housework: Housework;
-  #quietTimer: Promise<void> | undefined;
   #checkpointBytes: number;
   #tailBytes: number;
   #sinceHousework = 0;
   #snapshots = 0;
   #closed = false;
-  readonly #ending = new AbortController();
 
   /** Makes an empty layer in a new directory; durable once the parent directory is synced. */
   static async create(around: LayerSurroundings, directory: string): Promise<void> {
@@ -101,7 +102,7 @@ export class WriteLayer {
     await layer.#space.refresh();
     // The last process may have died after a sync that failed: its word is not taken for it.
     if (sameBoot) for (const [segment, unit] of recovered.doubtful) layer.#doubt(segment, unit);
-    layer.#markCleanSoon();
+    layer.#quiet.consider();
     return layer;
   }
 
@@ -115,10 +116,13 @@ export class WriteLayer {
   ) {
     this.#around = around;
     this.#directory = directory;
-    this.#disks = disks;
     this.#state = state;
     this.#segments = segments;
     this.#maps = recovered.maps;
+    this.#views = recovered.maps.flatMap((map, disk) => {
+      const found = disks[disk];
+      return found === undefined ? [] : [{ disk, map, ...found }];
+    });
     this.#syncedSequence = recovered.syncedSequence;
     this.#checkpointBytes = recovered.checkpointBytes;
     this.#tailBytes = recovered.tailBytes;
@@ -126,6 +130,8 @@ export class WriteLayer {
     this.#tuning = { ...datastoreLimits, ...around.tuning };
     const { reserveBytes } = this.#tuning;
     this.#space = new SpaceWatch(around.files, around.clock, directory, reserveBytes);
+    const { quietMs } = this.#tuning;
+    this.#quiet = new QuietMark(state, around.clock, quietMs, () => this.#allSynced());
     this.#appender = new Appender(segments, recovered, around.times);
     this.#housework = new Housework(segments, this.#tuning, {
       mayRemove: () => this.#suspects.size === 0 && this.#snapshots === 0,
@@ -140,6 +146,11 @@ export class WriteLayer {
 
   get writeVerifier(): bigint {
     return this.#state.verifier;
+  }
+
+  /** Unsynced writes may have been answered: a power cut would change the verifier. */
+  get dirty(): boolean {
+    return this.#state.dirty;
   }
 
   /** When the disk was last written; undefined: never. */
@@ -181,6 +192,29 @@ export class WriteLayer {
     return stableResult;
   }
 
+  /** For bytes outside the layer that share its verifier: resolves once they may be unsynced. */
+  async markDirty(): Promise<void> {
+    if (!this.#state.dirty) await this.#state.markDirty();
+    this.#quiet.consider();
+  }
+
+  /** Such bytes were synced. */
+  considerClean(): void {
+    this.#quiet.consider();
+  }
+
+  /** A sync of such bytes failed: they may be lost. */
+  async lost(): Promise<void> {
+    this.#state.changeVerifier();
+    await this.#state.save().catch(() => undefined);
+  }
+
+  /** Throws `disk-full` when only the reserve is left. */
+  checkSpace(bytes: number): void {
+    this.#space.spend(bytes);
+    if (this.#space.tooLittle) throw this.#space.error();
+  }
+
   /** The disk as it is now, for as long as `release` is not called; costs nothing at once. */
   snapshot(disk: number): DiskView & { readonly release: () => void } {
     this.#snapshots++;
@@ -189,7 +223,8 @@ export class WriteLayer {
       if (held) this.#snapshots--;
       held = false;
     };
-    return { ...this.#view(disk), map: this.#map(disk).snapshot(), release };
+    const map = this.#maps[disk]?.snapshot() ?? this.#view(disk).map;
+    return { ...this.#view(disk), map, release };
   }
 
   get reader(): LayerReader {
@@ -228,8 +263,7 @@ export class WriteLayer {
     if (this.#closed) return;
     this.#flush();
     this.#closed = true;
-    this.#ending.abort(closedError(this.#directory));
-    await this.#quietTimer;
+    await this.#quiet.stop();
     await this.#housework.idle();
     try {
       await this.#durable();
@@ -242,15 +276,9 @@ export class WriteLayer {
   }
 
   #view(disk: number): DiskView {
-    const found = this.#disks[disk];
-    if (found === undefined) throw new RangeError(`the layer has no disk ${disk}`);
-    return { disk, map: this.#map(disk), base: found.base, sizeBytes: found.sizeBytes };
-  }
-
-  #map(disk: number): PageMap {
-    const map = this.#maps[disk];
-    if (map === undefined) throw new RangeError(`the layer has no disk ${disk}`);
-    return map;
+    const view = this.#views[disk];
+    if (view === undefined) throw new RangeError(`the layer has no disk ${disk}`);
+    return view;
   }
 
   #enqueue(disk: number, page: number, data: Buffer, stable: boolean): Promise<WriteResult> {
@@ -307,7 +335,7 @@ export class WriteLayer {
     this.#tick = undefined;
     this.#appender.drop();
     this.#space.refreshSoon();
-    this.#markCleanSoon();
+    this.#quiet.consider();
     for (const half of [tick.unstable, tick.stable]) {
       half.promise.catch(() => undefined);
       half.reject(error);
@@ -328,54 +356,32 @@ export class WriteLayer {
   }
 
   /** Pages written in part keep the rest of what they held. */
-  async #writeUnaligned(
+  #writeUnaligned(
     disk: number,
     offset: number,
     data: Buffer,
     stable: boolean,
   ): Promise<WriteResult> {
-    const firstPage = Math.floor(offset / pageBytes);
-    const pages = Math.ceil((offset + data.length) / pageBytes) - firstPage;
-    const whole = Buffer.alloc(pages * pageBytes);
-    const within = offset - firstPage * pageBytes;
-    const view = this.#view(disk);
-    const edges = within === 0 ? [] : [0];
-    const endsWithin = (within + data.length) % pageBytes !== 0;
-    if (endsWithin && !edges.includes(pages - 1)) edges.push(pages - 1);
-    for (;;) {
+    const flush = async () => {
       while (!this.#flush()) await this.#segments.prepare();
-      const before = edges.map((page) => this.#entry(view.map, firstPage + page));
-      for (const page of edges) await this.#readPage(view, firstPage + page, whole, page);
-      // Another write may have come while the disk was read: then its bytes count.
-      const settled = this.#tick === undefined;
-      const same = edges.every((page, i) => this.#entry(view.map, firstPage + page) === before[i]);
-      if (settled && same) break;
-    }
-    if (this.#closed) throw closedError(this.#directory);
-    data.copy(whole, within);
-    const done = this.#enqueue(disk, firstPage, whole, stable);
-    // Appended at once, so that the next merge with one of these pages finds them.
-    this.#flush();
-    return done;
-  }
-
-  #entry(map: DiskView['map'], page: number): number {
-    const index = map.find(page);
-    return index < 0 ? 0 : map.positionAt(index);
-  }
-
-  #readPage(view: DiskView, page: number, whole: Buffer, at: number): MaybePromise<void> {
-    const offset = page * pageBytes;
-    const length = Math.min(pageBytes, view.sizeBytes - offset);
-    const target = whole.subarray(at * pageBytes, at * pageBytes + length);
-    return this.#reader.read(view, offset, target);
+    };
+    const settled = () => this.#tick === undefined;
+    const view = this.#view(disk);
+    return mergeAndAppend(view, this.#reader, offset, data, flush, settled, (page, whole) => {
+      if (this.#closed) throw closedError(this.#directory);
+      const done = this.#enqueue(disk, page, whole, stable);
+      // Appended at once, so that the next merge with one of these pages finds them.
+      this.#flush();
+      return done;
+    });
   }
 
   #allSynced(): boolean {
     return (
       this.#syncedSequence >= this.#unstableSequence &&
       this.#suspects.size === 0 &&
-      this.#tick === undefined
+      this.#tick === undefined &&
+      !(this.#around.unsyncedElsewhere?.() ?? false)
     );
   }
 
@@ -405,7 +411,7 @@ export class WriteLayer {
     }
     if (this.#state.unsaved) await this.#state.save();
     this.#syncedSequence = Math.max(this.#syncedSequence, sequence);
-    this.#markCleanSoon();
+    this.#quiet.consider();
     this.#considerHousework();
   }
 
@@ -449,27 +455,11 @@ export class WriteLayer {
     });
   }
 
-  /** A while after the last write was synced: one that comes sooner need not wait again. */
-  #markCleanSoon(): void {
-    if (!this.#state.dirty || !this.#allSynced()) return;
-    if (this.#quietTimer !== undefined || this.#closed) return;
-    const { clock } = this.#around;
-    this.#quietTimer = clock
-      .sleep(this.#tuning.quietMs, this.#ending.signal)
-      .then(() => this.#state.markClean(() => this.#allSynced()))
-      // Not recorded as clean: the verifier may then change once more than needed.
-      .catch(() => undefined)
-      .finally(() => {
-        this.#quietTimer = undefined;
-        this.#markCleanSoon();
-      });
-  }
-
   #answerDirty(tick: Tick): void {
     this.#state.markDirty().then(() => {
       tick.unstable.resolve(unstableResult);
       // A sync may have made these bytes durable meanwhile.
-      this.#markCleanSoon();
+      this.#quiet.consider();
     }, tick.unstable.reject);
   }
 
