@@ -1,3 +1,4 @@
+import * as fs from 'node:fs';
 import type { Logger } from 'pino';
 import { openDirectoryStore } from './blobs/directory-store.ts';
 import type { Config } from './config.ts';
@@ -38,18 +39,16 @@ export async function openProxy(options: ProxyOptions): Promise<Running> {
     vault,
     vaultPath: config.vault,
     clones: new Clones({
-      files: nodeFiles,
-      directory: config.clones,
-      maker: {
-        create: () => {
-          throw new Error('soon');
-        },
-        open: () => {
-          throw new Error('soon');
-        },
-        discard: async () => undefined,
+      around: {
+        files: nodeFiles,
+        clock,
+        random: options.random,
+        bootId: bootId(),
+        openDisk: (root) => vault.openDisk(root),
+        onDamage: (damage) => log.error({ damage }, 'a block in the vault or a clone is bad'),
       },
-      saveset: (id) => vault.saveset(id),
+      directory: config.clones,
+      vault,
       log,
     }),
     exportsFile: config.exportsFile,
@@ -102,4 +101,13 @@ async function openNbdDisk(access: NbdAccess): Promise<NbdDisk> {
     changes: (offset: number, length: number) =>
       disk.changedExtents(changesContext, offset, length),
   });
+}
+
+/** Changes whenever the machine boots (random(4)); where there is none, every start counts as one. */
+function bootId(): string {
+  try {
+    return fs.readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+  } catch {
+    return `start-${process.pid}-${process.hrtime.bigint()}`;
+  }
 }

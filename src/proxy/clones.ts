@@ -1,54 +1,37 @@
-import * as path from 'node:path';
+import {
+  type Clone,
+  type CloneSurroundings,
+  createClone,
+  discardClone,
+  listClones,
+  openClone,
+} from '../datastore/clone.ts';
 import { RouseError } from '../errors.ts';
-import type { Files } from '../lib/files.ts';
 import type { FileSystem } from '../nfs/file-system.ts';
-import type { Saveset, SavesetWriter } from '../vault/api.ts';
+import type { Saveset, SavesetWriter, Vault } from '../vault/api.ts';
 import type { CloneSpec, CloneView } from './port.ts';
 
-/** A clone that is open, as datastore/ makes it. */
-export interface OpenClone {
-  readonly cloneId: string;
-  readonly mtree: string;
-  readonly savesetId: string;
-  readonly folder: string;
-  /** Part of every NFS handle; u32, the same over restarts. */
+/** What the NFS server needs of a clone to export it. */
+export interface SharedClone {
+  readonly path: string;
+  /** Part of every handle, the same over restarts. */
   readonly exportId: number;
   readonly secret: Uint8Array;
   readonly fileSystem: FileSystem;
-  /** Paths below the export. */
-  readonly disks: readonly {
-    readonly name: string;
-    readonly path: string;
-    readonly sizeBytes: number;
-  }[];
-  stats(): { readonly writtenBytes: number; readonly allocatedBytes: number };
-  writeFile(file: string, bytes: Uint8Array): Promise<void>;
-  readFile(file: string): Promise<Buffer>;
-  /** Writes base and layer of every disk, as of now, and the files of the folder. */
-  sealInto(writer: SavesetWriter, signal: AbortSignal): Promise<void>;
-  close(): Promise<void>;
-}
-
-/** How clones are made, opened and thrown away; main.ts passes datastore/'s. */
-export interface CloneMaker {
-  create(directory: string, spec: CloneSpec, saveset: Saveset): Promise<OpenClone>;
-  open(directory: string): Promise<OpenClone>;
-  /** Removes everything of it; repeatable, also half done. */
-  discard(directory: string): Promise<void>;
 }
 
 export interface ClonesParts {
-  readonly files: Files;
+  readonly around: CloneSurroundings;
+  /** The directory that holds them all. */
   readonly directory: string;
-  readonly maker: CloneMaker;
-  readonly saveset: (id: string) => Promise<Saveset>;
+  readonly vault: Pick<Vault, 'saveset' | 'readFile' | 'blockBytes'>;
   readonly log: { error(facts: object, message: string): void };
 }
 
 /** The open clones of a proxy, by id. Creating, discarding and sealing one wait for each other. */
 export class Clones {
   readonly #parts: ClonesParts;
-  readonly #open = new Map<string, OpenClone>();
+  readonly #open = new Map<string, Clone>();
   readonly #queues = new Map<string, Promise<unknown>>();
 
   constructor(parts: ClonesParts) {
@@ -61,13 +44,12 @@ export class Clones {
 
   /** A clone that cannot be opened stays where it is, is told about, and stops nobody else. */
   async openAll(): Promise<void> {
-    await this.#parts.files.makeDirectory(this.#parts.directory);
-    for (const name of await this.#parts.files.list(this.#parts.directory)) {
-      const directory = path.join(this.#parts.directory, name);
+    const { around, directory, log } = this.#parts;
+    for (const id of await listClones(around, directory)) {
       try {
-        this.#open.set(name, await this.#parts.maker.open(directory));
+        this.#open.set(id, await openClone(around, directory, id));
       } catch (error) {
-        this.#parts.log.error({ err: error, directory }, 'a clone cannot be opened');
+        log.error({ err: error, clone: id }, 'a clone cannot be opened');
       }
     }
   }
@@ -83,18 +65,17 @@ export class Clones {
     return this.#open.has(cloneId);
   }
 
-  create(spec: CloneSpec, saveset: Saveset): Promise<CloneView> {
+  create(spec: CloneSpec): Promise<CloneView> {
     return this.#inTurn(spec.cloneId, async () => {
-      const known = this.#open.get(spec.cloneId);
-      if (known !== undefined) {
-        if (known.savesetId === spec.savesetId) return viewOf(known);
-        throw new RouseError(
-          'already-exists',
-          `clone ${spec.cloneId} is one of saveset ${known.savesetId}`,
-        );
+      const { around, directory, vault } = this.#parts;
+      const saveset = await vault.saveset(spec.savesetId);
+      const files: { name: string; bytes: Buffer }[] = [];
+      for (const file of saveset.files) {
+        files.push({ name: file.name, bytes: await vault.readFile(file) });
       }
-      const directory = this.#directoryOf(spec.cloneId);
-      const clone = await this.#parts.maker.create(directory, spec, saveset);
+      await createClone(around, directory, { ...spec, disks: saveset.disks, files });
+      const known = this.#open.get(spec.cloneId);
+      const clone = known ?? (await openClone(around, directory, spec.cloneId));
       this.#open.set(spec.cloneId, clone);
       return viewOf(clone);
     });
@@ -102,11 +83,10 @@ export class Clones {
 
   discard(cloneId: string): Promise<void> {
     return this.#inTurn(cloneId, async () => {
-      const directory = this.#directoryOf(cloneId);
       const clone = this.#open.get(cloneId);
       this.#open.delete(cloneId);
       await clone?.close();
-      await this.#parts.maker.discard(directory);
+      await discardClone(this.#parts.around, this.#parts.directory, cloneId);
     });
   }
 
@@ -119,8 +99,9 @@ export class Clones {
   ): Promise<Saveset> {
     return this.#inTurn(cloneId, async () => {
       const clone = this.#find(cloneId);
-      const base = await this.#parts.saveset(clone.savesetId);
-      await clone.sealInto(writer, signal);
+      const { vault } = this.#parts;
+      const base = await vault.saveset(clone.record.savesetId);
+      await clone.sealInto(writer, vault.blockBytes, { signal });
       return writer.seal({
         machine: base.machine,
         takenAtMs,
@@ -132,20 +113,30 @@ export class Clones {
     });
   }
 
-  views(): CloneView[] {
-    return [...this.#open.values()].map(viewOf);
+  views(): Promise<CloneView[]> {
+    return Promise.all([...this.#open.values()].map(viewOf));
   }
 
-  view(cloneId: string): CloneView {
+  view(cloneId: string): Promise<CloneView> {
     return viewOf(this.#find(cloneId));
   }
 
-  shared(cloneId: string): Pick<OpenClone, 'exportId' | 'secret' | 'fileSystem'> & {
-    readonly path: string;
-  } {
+  mtreeOf(cloneId: string): string {
+    return this.#find(cloneId).record.mtree;
+  }
+
+  pathOf(cloneId: string): string {
+    return pathOf(this.#find(cloneId));
+  }
+
+  shared(cloneId: string): SharedClone {
     const clone = this.#find(cloneId);
-    const { exportId, secret, fileSystem } = clone;
-    return { path: viewOf(clone).path, exportId, secret, fileSystem };
+    return {
+      path: pathOf(clone),
+      exportId: Math.max(1, clone.record.generation),
+      secret: clone.handleSecret,
+      fileSystem: clone.fileSystem(),
+    };
   }
 
   writeFile(cloneId: string, file: string, bytes: Uint8Array): Promise<void> {
@@ -156,18 +147,10 @@ export class Clones {
     return this.#find(cloneId).readFile(file);
   }
 
-  #find(cloneId: string): OpenClone {
+  #find(cloneId: string): Clone {
     const clone = this.#open.get(cloneId);
     if (clone !== undefined) return clone;
     throw new RouseError('not-found', `this proxy has no clone ${cloneId}`);
-  }
-
-  /** Ids become names of directories and parts of export paths. */
-  #directoryOf(cloneId: string): string {
-    if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/.test(cloneId)) {
-      throw new RouseError('bad-request', `"${cloneId}" cannot be the id of a clone`);
-    }
-    return path.join(this.#parts.directory, cloneId);
   }
 
   async #inTurn<T>(cloneId: string, work: () => Promise<T>): Promise<T> {
@@ -182,15 +165,14 @@ export class Clones {
   }
 }
 
-function viewOf(clone: OpenClone): CloneView {
-  const { cloneId, mtree, savesetId, folder, disks } = clone;
-  return {
-    cloneId,
-    mtree,
-    savesetId,
-    folder,
-    disks,
-    path: `/${mtree}/${cloneId}`,
-    ...clone.stats(),
-  };
+/** product.md, step 6: `/<mtree>/Recover-<proxy>-<id>`. */
+function pathOf({ record }: Clone): string {
+  return `/${record.mtree}/${record.cloneId}`;
+}
+
+async function viewOf(clone: Clone): Promise<CloneView> {
+  const { cloneId, mtree, savesetId, folder } = clone.record;
+  const stats = await clone.stats();
+  const { disks } = clone;
+  return { cloneId, mtree, savesetId, folder, disks, path: pathOf(clone), ...stats };
 }

@@ -55,7 +55,7 @@ export class LocalProxy implements Proxy {
       createTarget: parts.createTarget,
       sealClone: (cloneId, writer, takenAtMs, labels, signal) =>
         parts.clones.seal(cloneId, writer, takenAtMs, labels, signal),
-      mtreeOf: (cloneId) => parts.clones.view(cloneId).mtree,
+      mtreeOf: (cloneId) => parts.clones.mtreeOf(cloneId),
     });
     this.#jobs = new Jobs(runner, parts.clock);
   }
@@ -65,7 +65,7 @@ export class LocalProxy implements Proxy {
     await this.#parts.clones.openAll();
     await this.#exports.load();
     for (const entry of this.#exports.all()) {
-      if (this.#parts.clones.has(entry.cloneId)) await this.#serve(entry.cloneId, entry.clients);
+      if (this.#parts.clones.has(entry.cloneId)) this.#serve(entry.cloneId, entry.clients);
       else await this.#exports.remove(entry.cloneId);
     }
     await this.#parts.nfs.start();
@@ -110,7 +110,7 @@ export class LocalProxy implements Proxy {
   }
 
   async createClone(spec: CloneSpec): Promise<CloneView> {
-    return this.#parts.clones.create(spec, await this.#parts.vault.saveset(spec.savesetId));
+    return this.#parts.clones.create(spec);
   }
 
   async clones(): Promise<readonly CloneView[]> {
@@ -136,9 +136,9 @@ export class LocalProxy implements Proxy {
   async createExport(spec: ExportSpec): Promise<ExportView> {
     const shared = this.#exports.find(spec.cloneId);
     if (shared === undefined) {
-      this.#parts.clones.view(spec.cloneId);
+      // Served first: what is written down must be something that can be served.
+      this.#serve(spec.cloneId, spec.clients);
       await this.#exports.add({ cloneId: spec.cloneId, clients: spec.clients });
-      await this.#serve(spec.cloneId, spec.clients);
     } else if (shared.clients.join() !== spec.clients.join()) {
       throw new RouseError(
         'already-exists',
@@ -149,7 +149,7 @@ export class LocalProxy implements Proxy {
     return this.#exportView(spec.cloneId);
   }
 
-  async #serve(cloneId: string, clients: readonly string[]): Promise<void> {
+  #serve(cloneId: string, clients: readonly string[]): void {
     const { path, exportId, secret, fileSystem } = this.#parts.clones.shared(cloneId);
     this.#parts.nfs.addExport({ id: exportId, path, secret, clients, fileSystem });
   }
@@ -159,7 +159,7 @@ export class LocalProxy implements Proxy {
   }
 
   #exportView(cloneId: string): ExportView {
-    const { path } = this.#parts.clones.view(cloneId);
+    const path = this.#parts.clones.pathOf(cloneId);
     const status = this.#parts.nfs.exports().find((entry) => entry.path === path);
     if (status === undefined) throw new RouseError('not-found', `there is no export ${path}`);
     return {
@@ -184,7 +184,7 @@ export class LocalProxy implements Proxy {
   async deleteExport(path: string): Promise<void> {
     const entry = this.#exports
       .all()
-      .find(({ cloneId }) => this.#parts.clones.view(cloneId).path === path);
+      .find(({ cloneId }) => this.#parts.clones.pathOf(cloneId) === path);
     if (entry === undefined) return;
     await this.#exports.remove(entry.cloneId);
     await this.#parts.nfs.removeExport(path);

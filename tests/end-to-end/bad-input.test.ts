@@ -1,11 +1,11 @@
 /** What goes wrong at the command line is said in words, with what to do, and changes nothing. */
 import assert from 'node:assert/strict';
-import { mkdir, readdir, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, open, readdir, truncate, writeFile } from 'node:fs/promises';
 import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import { createServer } from 'node:net';
 import { after, test } from 'node:test';
-import { run } from '#lab/processes.ts';
+import { attempt, run } from '#lab/processes.ts';
 import { RouseCommand } from '#lab/rouse-command.ts';
 import { enterWorld } from '#lab/world.ts';
 
@@ -65,14 +65,17 @@ test('disk images that are empty, cut off, damaged or missing', async () => {
     Buffer.concat([Buffer.from('QFI\xfb', 'latin1'), randomBytes(4096)]),
   );
   await refused(7, /noise\.qcow2/, ...backup('noise.qcow2'));
-  assert.deepEqual(await rouse.json('savesets'), []);
+  assert.deepEqual(await rouse.json('savesets'), { savesets: [] });
 });
 
 test('a disk of odd size is backed up whole', async () => {
   await writeFile(at('odd.raw'), randomBytes(100_001));
   await rouse.run('backup', '--file', at('odd.raw'), '--name', 'odd');
-  const [saveset] = await rouse.json<{ logicalBytes: number }[]>('savesets', 'odd');
-  assert.equal(saveset?.logicalBytes, Math.ceil(100_001 / 512) * 512);
+  const { savesets } = await rouse.json<{ savesets: { logicalBytes: number }[] }>(
+    'savesets',
+    'odd',
+  );
+  assert.equal(savesets[0]?.logicalBytes, Math.ceil(100_001 / 512) * 512);
 });
 
 test('names, times and leases that cannot be meant', async () => {
@@ -131,7 +134,55 @@ test('a port that is taken is named', async () => {
 });
 
 test('damage in the vault is found, named, and never served', async () => {
+  await writeFile(at('good.raw'), randomBytes(1 << 20));
+  await rouse.run('backup', '--file', at('good.raw'), '--name', 'good');
+  await rouse.stop();
   const vault = at('data/vault');
-  const packs = (await readdir(vault, { recursive: true })).filter((name) => name.includes('pack'));
-  assert.ok(packs.length > 0);
+  const names = await readdir(vault, { recursive: true, withFileTypes: true });
+  const packs = names.filter((entry) => entry.isFile() && !entry.name.endsWith('.json'));
+  for (const pack of packs) {
+    const file = await open(join(pack.parentPath, pack.name), 'r+');
+    const { size } = await file.stat();
+    if (size > 500_000) await file.write(Buffer.alloc(64, 0xee), 0, 64, 500_000);
+    await file.close();
+  }
+  await rouse.up();
+  const { code, stdout, stderr } = await rouse.attempt('vault', 'verify');
+  assert.notEqual(code, 0, 'damage is not whole');
+  assert.match(stdout + stderr, /good/);
+  const published = await rouse.json<Published>(
+    ...['recover', 'good', '--mode', 'publish', '--client', '127.0.0.1'],
+  );
+  const { path, nfsPort, mountPort } = published.export;
+  const url = `nfs://127.0.0.1${path}/${published.disks[0]?.path}?version=3&nfsport=${nfsPort}&mountport=${mountPort}`;
+  const read = await attempt('nfs-cp', [url, at('never.raw')]);
+  assert.notEqual(read.code, 0, 'a wrong byte was served');
+  await rouse.run('cancel', published.recovery);
 });
+
+test('a full disk stops a backup with a word, and the next one works once there is room', async () => {
+  const small = at('small');
+  await mkdir(small);
+  await run('mount', ['-t', 'tmpfs', '-o', 'size=48m', 'tmpfs', small]);
+  const tight = new RouseCommand(world, join(small, 'data'), false, [
+    ...['--nfs-port', '0', '--portmap', 'off'],
+  ]);
+  await tight.up();
+  await writeFile(at('big.raw'), randomBytes(80 << 20));
+  const { code, stderr } = await tight.attempt('backup', '--file', at('big.raw'), '--name', 'big');
+  assert.equal(code, 8, stderr);
+  assert.match(stderr, /space/);
+  assert.match(stderr, /→ \S/);
+  assert.deepEqual(await tight.json('savesets'), { savesets: [] });
+  await run('mount', ['-o', 'remount,size=200m', small]);
+  await tight.run('backup', '--file', at('big.raw'), '--name', 'big');
+  await tight.run('vault', 'verify');
+  await tight.stop();
+  await run('umount', [small]);
+});
+
+interface Published {
+  readonly recovery: string;
+  readonly export: { readonly path: string; readonly nfsPort: number; readonly mountPort: number };
+  readonly disks: readonly { readonly path: string }[];
+}

@@ -71,7 +71,8 @@ test('a lost machine runs again, and survives kills of proxy and server while it
 });
 
 test('a relocation is cancelled, the machine runs on; then it is relocated and all is gone', async () => {
-  const [{ id }] = (await rouse.json<Recovery[]>('recoveries')) as [Recovery];
+  const { recoveries } = await rouse.json<{ recoveries: Recovery[] }>('recoveries');
+  const id = recoveries[0]?.id ?? '';
   await rouse.run('relocate', id, '--to', 'production', '--bandwidth', '1M', '--no-wait');
   await eventually('step 12', async () => (await state(id)) === 'relocating', 20_000);
   await beats.next(30_000, 1);

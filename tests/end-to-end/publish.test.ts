@@ -1,12 +1,12 @@
 /** `recover --mode publish`: the clone of a saveset for any NFS client, and what becomes of writes. */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { attempt, run } from '#lab/processes.ts';
 import { RouseCommand } from '#lab/rouse-command.ts';
-import { enterWorld, worldAddresses } from '#lab/world.ts';
+import { enterWorld, type Host, worldAddresses } from '#lab/world.ts';
 
 const world = await enterWorld({ guests: false });
 await mkdir(world.directory, { recursive: true });
@@ -40,12 +40,18 @@ function urlOf(published: Published, host = '127.0.0.1'): string {
   return `nfs://${host}${path}/${published.disks[0]?.path}?${query}`;
 }
 
+/** The file behind the URL, as a host copies it; nfs-cp does not overwrite. */
+async function fetched(url: string, host?: Host): Promise<Buffer> {
+  const target = join(world.directory, 'fetched.raw');
+  await rm(target, { force: true });
+  await (host === undefined ? run('nfs-cp', [url, target]) : host.run('nfs-cp', [url, target]));
+  return readFile(target);
+}
+
 test('libnfs and QEMU read the disk that was backed up; the write layer takes writes', async () => {
   const published = await publish('127.0.0.1', '::1');
   assert.equal(published.disks[0]?.sizeBytes, content.length);
-  const copy = join(world.directory, 'copy.raw');
-  await run('nfs-cp', [urlOf(published), copy]);
-  assert.ok((await readFile(copy)).equals(content));
+  assert.ok((await fetched(urlOf(published))).equals(content));
   const { path } = published.export;
   const disk = published.disks[0]?.path ?? '';
   const source = `nfs://127.0.0.1${path}/${disk}`;
@@ -58,10 +64,9 @@ test('libnfs and QEMU read the disk that was backed up; the write layer takes wr
   const again = await rouse.json<Published>(
     ...['recover', '--saveset', sealed.id, '--mode', 'publish', '--client', '127.0.0.1'],
   );
-  await run('nfs-cp', [urlOf(again), copy]);
   const expected = Buffer.from(content);
   expected.fill(0x5a, 4096, 4096 + 12288);
-  assert.ok((await readFile(copy)).equals(expected), 'the sealed saveset holds the writes');
+  assert.ok((await fetched(urlOf(again))).equals(expected), 'the sealed saveset holds the writes');
   await rouse.run('cancel', again.recovery);
 });
 
@@ -70,10 +75,9 @@ test('the export answers its client in both families, and another host nothing a
   const other = await world.addHost('other');
   const published = await publish(mine.ipv4, mine.ipv6);
   for (const address of [worldAddresses.ipv4, `[${worldAddresses.ipv6}]`]) {
-    const target = join(world.directory, 'over-the-wire.raw');
-    await mine.run('nfs-cp', [urlOf(published, address), target]);
-    assert.ok((await readFile(target)).equals(content), address);
-    const refused = await other.attempt('nfs-cp', [urlOf(published, address), `${target}.no`]);
+    assert.ok((await fetched(urlOf(published, address), mine)).equals(content), address);
+    const target = join(world.directory, 'refused.raw');
+    const refused = await other.attempt('nfs-cp', [urlOf(published, address), target]);
     assert.notEqual(refused.code, 0, `another host was let in over ${address}`);
   }
   await rouse.run('cancel', published.recovery);
