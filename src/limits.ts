@@ -151,6 +151,10 @@ export const recoveryLimits = {
   leaseWarningsMs: [72 * 3_600_000, 24 * 3_600_000, 3_600_000],
   /** A parked machine's writes are kept a week after its lease ended. */
   graceMs: 7 * 86_400_000,
+  /** A lease that ends while its machine cannot be stopped goes on this long, then ends again. */
+  leasePostponedMs: 3_600_000,
+  /** `cancel` answers after this long at the latest; what it began goes on. */
+  cancelWaitMs: 20_000,
   /** A guest has five minutes to shut down when its lease ends, before it is switched off. */
   shutdownMs: 300_000,
   /** A host that asked for nothing this long, with a connection still open, is silent. */

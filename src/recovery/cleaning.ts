@@ -1,9 +1,11 @@
 import { RouseError } from '../errors.ts';
+import type { Hypervisor } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
 import { recoveryLimits } from '../limits.ts';
 import type { ExportView } from '../proxy/port.ts';
 import type { Step, StepContext } from '../workflows/api.ts';
 import { cloneIdOf, datastoreNameOf, type ReachableProxy, type RecoveryInput } from './plan.ts';
+import { isProduction } from './production.ts';
 import type { RecoveryWorld } from './world.ts';
 
 /**
@@ -50,6 +52,9 @@ async function letGo(world: RecoveryWorld, { input }: Context): Promise<string> 
   }
   const machine = await hypervisor.findMarked(recovery.recoveryId);
   if (machine === undefined) return 'it is gone already';
+  if (await isProduction(hypervisor, recovery, machine)) {
+    return `${recovery.name} has moved to other storage: it is production now and stays`;
+  }
   await hypervisor.powerOff(machine, 'off');
   await hypervisor.unregister(machine);
   return `${recovery.name} is unregistered`;
@@ -58,7 +63,6 @@ async function letGo(world: RecoveryWorld, { input }: Context): Promise<string> 
 async function unmount(world: RecoveryWorld, { input }: Context): Promise<string> {
   const { recovery, hostId } = input;
   if (recovery.hypervisorId === null || recovery.mode !== 'instant') return 'there is none';
-  if (hostId === null) return 'it was never mounted';
   const hypervisor = await world.hypervisor(recovery.hypervisorId);
   const name = datastoreNameOf(recovery);
   const users = await hypervisor.datastoreUsers(name);
@@ -67,8 +71,21 @@ async function unmount(world: RecoveryWorld, { input }: Context): Promise<string
       advice: `Detach its disks from ${name}; clean-up goes on by itself.`,
     });
   }
-  await hypervisor.unmountDatastore(hostId, name);
+  const hosts = await hostsWith(hypervisor, name, hostId);
+  if (hosts.length === 0) return 'it was never mounted';
+  for (const host of hosts) await hypervisor.unmountDatastore(host, name);
   return `${name} is unmounted`;
+}
+
+/** Every host that shows it, and the one it was meant for in any case. */
+async function hostsWith(
+  hypervisor: Hypervisor,
+  name: string,
+  hostId: string | null,
+): Promise<readonly string[]> {
+  const { datastores } = await hypervisor.inventory();
+  const shown = datastores.find((datastore) => datastore.name === name)?.hostIds ?? [];
+  return [...new Set(hostId === null ? shown : [hostId, ...shown])];
 }
 
 async function dropExport(world: RecoveryWorld, context: Context): Promise<string> {

@@ -1,124 +1,82 @@
+import type { RecoveryRow } from '../catalog/recoveries.ts';
 import { formatDuration } from '../lib/text.ts';
+import { formatTime } from '../lib/times.ts';
 import { recoveryLimits } from '../limits.ts';
 import type { Json } from '../workflows/api.ts';
 import type { CloseInput } from './cleaning.ts';
+import { type LeaseEvent, setLeaseTimers } from './lease-timers.ts';
+import { parking, type ParkInput } from './parking.ts';
 import type { RecoveryInput } from './plan.ts';
-import type { RecoveryWorld } from './world.ts';
+import { type RecoveryWorld, submitNext } from './world.ts';
 
 /**
  * A lease says until when a recovery stays. People are warned before it ends; at its end the
  * machine is parked: shut down, its writes and its registration kept for the grace time. Only
  * then is it cleaned up. Nothing is ever cut off without a word.
+ *
+ * Timers fire at least once and may be late, so each looks at the row and the clock again before
+ * it acts: a lease that was renewed meanwhile ends later, and an old warning is not repeated.
  */
-type LeaseEvent = { readonly recoveryId: string; readonly what: 'warn' | 'park' | 'clean' };
-
-const names = (id: string) => [
-  ...recoveryLimits.leaseWarningsMs.map((before) => `recovery.lease/${id}/warn-${before}`),
-  `recovery.lease/${id}/park`,
-  `recovery.lease/${id}/clean`,
-];
-
-/** Sets the timers of a lease that ends then; null: there is no lease any more. */
-export async function setLeaseTimers(
-  world: RecoveryWorld,
-  id: string,
-  leaseEndMs: number | null,
-): Promise<void> {
-  for (const name of names(id)) await world.engine.clearTimer(name);
-  if (leaseEndMs === null) return;
-  for (const before of recoveryLimits.leaseWarningsMs) {
-    const at = leaseEndMs - before;
-    if (at <= world.clock.now()) continue;
-    await world.engine.setTimer(`recovery.lease/${id}/warn-${before}`, at, {
-      recoveryId: id,
-      what: 'warn',
-    });
-  }
-  await world.engine.setTimer(`recovery.lease/${id}/park`, leaseEndMs, {
-    recoveryId: id,
-    what: 'park',
-  });
-}
-
 /** To be called once, before the engine starts. */
 export function listenToLeases(
   world: RecoveryWorld,
   inputOf: (recoveryId: string) => Promise<RecoveryInput>,
   hostIdOf: (recoveryId: string) => Promise<string | null>,
 ): void {
+  world.engine.register(parking(world));
   world.engine.onTimer('recovery.lease/', async (_name, payload: Json) => {
-    const event = payload as LeaseEvent;
-    const row = await world.recoveries.get(event.recoveryId);
-    if (event.what === 'clean') {
-      if (row.state !== 'parked') return;
-      await cleanParked(world, await inputOf(row.id), await hostIdOf(row.id));
-      return;
-    }
-    if (row.state !== 'available' && row.state !== 'relocating') return;
-    if (event.what === 'warn') return warn(world, row.id, row.name, row.leaseEndMs);
-    if (row.state === 'relocating') return postpone(world, row.id, row.name);
-    await park(world, await inputOf(row.id));
+    const { recoveryId: id, what, beforeMs } = payload as LeaseEvent;
+    if (what === 'warn') return warn(world, id, beforeMs ?? 0);
+    const recovery = await inputOf(id);
+    const hostId = await hostIdOf(id);
+    if (what === 'park') return end(world, { recovery, hostId });
+    await clean(world, { recovery, hostId });
   });
 }
 
-async function warn(
-  world: RecoveryWorld,
-  id: string,
-  name: string,
-  leaseEndMs: number | null,
-): Promise<void> {
-  const left = formatDuration((leaseEndMs ?? 0) - world.clock.now());
-  const message = `The lease of ${name} ends in ${left}; keep it with: rouse renew ${id}`;
+async function warn(world: RecoveryWorld, id: string, beforeMs: number): Promise<void> {
+  const { recoveries, clock } = world;
+  const row = await recoveries.get(id);
+  if (row.leaseEndMs === null) return;
+  const leftMs = row.leaseEndMs - clock.now();
+  // Late, as when the server was away: the next warning or the end itself is due as well.
+  const isOver = recoveryLimits.leaseWarningsMs.some((next) => next < beforeMs && leftMs <= next);
+  if (leftMs <= 0 || leftMs > beforeMs || isOver) return;
+  const message =
+    `The lease of ${row.name} ends in ${formatDuration(leftMs)}, at ` +
+    `${formatTime(row.leaseEndMs)}; keep it with: rouse renew ${id}`;
+  if (!(await recoveries.updateWhile(id, holding, { warnings: [message] }))) return;
   await world.tell(id, 'warning', 'lease.ends-soon', message);
-  const row = await world.recoveries.get(id);
-  await world.recoveries.update(id, { warnings: [...row.warnings, message] });
 }
 
-/** A machine that is on its way to production is not stopped for a lease. */
-async function postpone(world: RecoveryWorld, id: string, name: string): Promise<void> {
-  const leaseEndMs = world.clock.now() + 3_600_000;
-  await world.recoveries.update(id, { leaseEndMs });
-  await setLeaseTimers(world, id, leaseEndMs);
-  await world.tell(
-    id,
-    'warning',
-    'lease.extended',
-    `The lease of ${name} goes on while it is relocated`,
-  );
-}
+const holding: readonly RecoveryRow['state'][] = ['available', 'relocating'];
 
-async function park(world: RecoveryWorld, input: RecoveryInput): Promise<void> {
-  const id = input.recoveryId;
-  if (input.hypervisorId !== null && input.mode === 'instant') {
-    const hypervisor = await world.hypervisor(input.hypervisorId);
-    const machine = await hypervisor.findMarked(id);
-    if (machine !== undefined) {
-      await hypervisor.powerOff(machine, 'shutdown', recoveryLimits.shutdownMs);
+/** The end of a lease; a machine that is on its way to production is not stopped for it. */
+async function end(world: RecoveryWorld, input: ParkInput): Promise<void> {
+  const id = input.recovery.recoveryId;
+  const { recoveries, clock } = world;
+  const postponed = await world.transaction(async () => {
+    const row = await recoveries.get(id);
+    if (row.leaseEndMs === null || row.leaseEndMs > clock.now()) return false;
+    if (await recoveries.updateWhile(id, ['available'], { state: 'parked', warnings: [] })) {
+      await submitNext(world, id, 'park', input);
+      return false;
     }
-  }
-  const cleanAtMs = world.clock.now() + recoveryLimits.graceMs;
-  await world.recoveries.update(id, { state: 'parked' });
-  await world.engine.setTimer(`recovery.lease/${id}/clean`, cleanAtMs, {
-    recoveryId: id,
-    what: 'clean',
+    const leaseEndMs = clock.now() + recoveryLimits.leasePostponedMs;
+    if (!(await recoveries.updateWhile(id, ['relocating'], { leaseEndMs }))) return false;
+    await setLeaseTimers(world, id, leaseEndMs);
+    return true;
   });
-  const kept = formatDuration(recoveryLimits.graceMs);
-  await world.tell(
-    id,
-    'warning',
-    'lease.ended',
-    `The lease of ${input.name} has ended: it is shut down, its writes are kept for ${kept}. ` +
-      `Go on with: rouse resume ${id}`,
-  );
+  if (!postponed) return;
+  const message = `The lease of ${input.recovery.name} goes on while it is relocated`;
+  await world.tell(id, 'warning', 'lease.extended', message);
 }
 
-async function cleanParked(
-  world: RecoveryWorld,
-  input: RecoveryInput,
-  hostId: string | null,
-): Promise<void> {
-  const id = input.recoveryId;
-  await world.recoveries.update(id, { state: 'cleaning' });
-  const close: CloseInput = { recovery: input, reason: 'lease', hostId, keepWrites: false };
-  await world.engine.submit('recovery.close', id, close, `${id}.close.lease`);
+async function clean(world: RecoveryWorld, { recovery, hostId }: ParkInput): Promise<void> {
+  const id = recovery.recoveryId;
+  const close: CloseInput = { recovery, reason: 'lease', hostId, keepWrites: false };
+  await world.transaction(async () => {
+    if (!(await world.recoveries.updateWhile(id, ['parked'], { state: 'cleaning' }))) return;
+    await submitNext(world, id, 'close', close);
+  });
 }

@@ -151,7 +151,8 @@ export class OpeningSteps {
     await removeExport(this.#proxy(), cloneIdOf(context.input, this.#proxy().name), {
       clock: this.#world.clock,
       signal: context.signal,
-      mustBeSilent: context.input.mode !== 'publish',
+      // A parked publication was mounted by clients, and may still be.
+      mustBeSilent: context.input.mode !== 'publish' || context.input.resumed,
     });
   }
 

@@ -1,5 +1,7 @@
-import type { DiskTarget, Hypervisor } from '../hypervisors/port.ts';
-import { RouseError } from '../errors.ts';
+import type { Datastore, DiskTarget, Hypervisor } from '../hypervisors/port.ts';
+import { isRouseError, RouseError } from '../errors.ts';
+import { formatBytes } from '../lib/text.ts';
+import type { Saveset } from '../vault/api.ts';
 import { runJob } from '../proxy/jobs-client.ts';
 import type { StepContext } from '../workflows/api.ts';
 import { recoveryLimits } from '../limits.ts';
@@ -9,6 +11,7 @@ import { folderOf, type ReachableProxy, type RecoveryInput } from './plan.ts';
 export type RestoredDisk = { readonly name: string; readonly target: DiskTarget };
 
 type Context = StepContext<RecoveryInput>;
+type SavesetDisk = Saveset['disks'][number];
 
 /** Mode `new`, step 8: whole disks are written to a production datastore. */
 export async function restoreDisks(
@@ -38,9 +41,28 @@ export async function undoRestore(
   await proxy.calls.cancelJob(restoreJobId(context)).catch((error: unknown) => {
     if (!(error instanceof RouseError) || error.code !== 'not-found') throw error;
   });
-  if (context.input.datastore === null) return;
-  for (const { target } of await targets(hypervisor, proxy, context)) {
-    await hypervisor.removeDisk(target);
+  const { datastores } = await hypervisor.inventory();
+  const datastore = findDatastore(datastores, context.input);
+  if (datastore === undefined) return;
+  const saveset = await proxy.calls.saveset(context.input.savesetId);
+  for (const disk of saveset.disks) {
+    const made = await madeDisk(hypervisor, datastore, context.input, disk);
+    if (made !== undefined) await hypervisor.removeDisk(made.target);
+  }
+}
+
+/** Undefined: a file of that name is there which is not ours, so the restore made none. */
+async function madeDisk(
+  hypervisor: Hypervisor,
+  datastore: Datastore,
+  input: RecoveryInput,
+  disk: SavesetDisk,
+): Promise<RestoredDisk | undefined> {
+  try {
+    return await makeDisk(hypervisor, datastore, input, disk);
+  } catch (error) {
+    if (isRouseError(error, 'already-exists')) return undefined;
+    throw error;
   }
 }
 
@@ -54,12 +76,11 @@ async function targets(
   proxy: ReachableProxy,
   { input }: Context,
 ): Promise<RestoredDisk[]> {
-  const wanted = input.datastore;
   const { datastores } = await hypervisor.inventory();
-  const datastore = datastores.find(({ id, name }) => id === wanted || name === wanted);
+  const datastore = findDatastore(datastores, input);
   if (datastore === undefined) {
     const known = datastores.map(({ name }) => name).join(', ');
-    throw new RouseError('not-found', `there is no datastore ${wanted ?? 'named'}`, {
+    throw new RouseError('not-found', `there is no datastore ${input.datastore ?? 'named'}`, {
       advice: `Name one with --datastore. Datastores are: ${known || 'none'}.`,
     });
   }
@@ -68,17 +89,35 @@ async function targets(
   if (datastore.freeBytes < needed * recoveryLimits.restoreFreeShare) {
     throw new RouseError(
       'disk-full',
-      `datastore ${datastore.name} has ${datastore.freeBytes} bytes free; the disks have ${needed}`,
+      `datastore ${datastore.name} has ${formatBytes(datastore.freeBytes)} free; ` +
+        `the disks have ${formatBytes(needed)}`,
+      { advice: 'Free space there, or name another datastore with --datastore.' },
     );
   }
   const made: RestoredDisk[] = [];
   for (const disk of saveset.disks) {
-    const target = await hypervisor.createDisk(datastore.id, {
-      machineName: folderOf(input.name),
-      diskName: disk.name,
-      sizeBytes: disk.root.sizeBytes,
-    });
-    made.push({ name: disk.name, target });
+    made.push(await makeDisk(hypervisor, datastore, input, disk));
   }
   return made;
+}
+
+function findDatastore(
+  datastores: readonly Datastore[],
+  { datastore: wanted }: RecoveryInput,
+): Datastore | undefined {
+  return datastores.find(({ id, name }) => id === wanted || name === wanted);
+}
+
+async function makeDisk(
+  hypervisor: Hypervisor,
+  datastore: Datastore,
+  input: RecoveryInput,
+  disk: SavesetDisk,
+): Promise<RestoredDisk> {
+  const target = await hypervisor.createDisk(datastore.id, {
+    machineName: folderOf(input.name),
+    diskName: disk.name,
+    sizeBytes: disk.root.sizeBytes,
+  });
+  return { name: disk.name, target };
 }

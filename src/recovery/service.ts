@@ -1,16 +1,16 @@
-import { RouseError } from '../errors.ts';
+import { type ErrorCode, isRouseError, RouseError } from '../errors.ts';
 import { endedRecoveryStates as endedStates, type RecoveryRow } from '../catalog/recoveries.ts';
 import type { SavesetView } from '../catalog/schema.ts';
 import { formatDuration, pick } from '../lib/text.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, RunView } from '../workflows/api.ts';
-import type { CloseInput } from './cleaning.ts';
 import { changesOf } from '../lib/changes.ts';
-import { setLeaseTimers } from './lease.ts';
+import { setLeaseTimers } from './lease-timers.ts';
+import { endRecovery } from './ending.ts';
 import { chooseHost, refuseTakenName } from './opening.ts';
 import { datastoreSpec, newMac, type RecoveryInput } from './plan.ts';
 import type { RelocateInput } from './relocating.ts';
-import { runJob } from '../proxy/jobs-client.ts';
+import { sealWrites } from './sealing.ts';
 import type {
   CancelRequest,
   Recovery,
@@ -22,12 +22,10 @@ import type {
   RenewRequest,
 } from './schema.ts';
 import { recoveryView, stepNames } from './view.ts';
-import type { RecoveryWorld } from './world.ts';
+import { type RecoveryWorld, submitNext } from './world.ts';
 
 /** What the service needs of the rest of the server, besides the world of its steps. */
 export interface RecoveryDesk extends RecoveryWorld {
-  /** A change of the row and the run that follows from it are one commit. */
-  transaction<T>(work: () => Promise<T>): Promise<T>;
   /** The saveset that a request means, from the catalog. */
   chooseSaveset(request: Pick<RecoveryRequest, 'machine' | 'saveset' | 'at'>): Promise<Saveset>;
   /** The hypervisor that a request means: named, the machine's own, or the only one. */
@@ -51,21 +49,35 @@ export class Recoveries implements RecoveryService {
     this.#desk.engine.onTimer('recovery.relocate/', async (_name, payload: Json) => {
       const { recoveryId } = payload as { recoveryId: string };
       const row = await this.#desk.recoveries.get(recoveryId);
-      if (row.state === 'available') await this.#relocate(row, {});
+      if (row.state === 'available') await this.#relocateAsPlanned(row);
     });
+  }
+
+  /** No one waits for the answer: what a person has to mend is told, the rest is tried again. */
+  async #relocateAsPlanned(row: RecoveryRow): Promise<void> {
+    try {
+      await this.#relocate(row, {});
+    } catch (error) {
+      const forPeople: readonly ErrorCode[] = ['not-found', 'bad-request', 'wrong-state'];
+      if (!isRouseError(error) || !forPeople.includes(error.code)) throw error;
+      const message = `${row.name} was not relocated as planned and runs on: ${error.message}`;
+      await this.#desk.tell(row.id, 'error', 'recovery.relocation-failed', message);
+    }
   }
 
   async create(request: RecoveryRequest): Promise<Recovery> {
     const { random } = this.#desk;
     const saveset = await this.#desk.chooseSaveset(request);
     const input = await this.#input(request, saveset, random.id());
-    await this.#refuseDuplicate(input);
-    await this.#desk.transaction(() => this.#open(input));
+    await this.#desk.transaction(async () => {
+      await this.#refuseDuplicate(input);
+      await this.#open(input);
+    });
     return this.get(input.recoveryId);
   }
 
   async #open(input: RecoveryInput): Promise<void> {
-    const { recoveries, engine, clock } = this.#desk;
+    const { recoveries, clock } = this.#desk;
     await recoveries.insert({
       id: input.recoveryId,
       machineId: input.machine.id,
@@ -78,7 +90,7 @@ export class Recoveries implements RecoveryService {
       clients: input.clients,
       options: input,
     });
-    await engine.submit('recovery.open', input.recoveryId, input, `${input.recoveryId}.open.1`);
+    await submitNext(this.#desk, input.recoveryId, 'open', input);
   }
 
   async #input(
@@ -210,9 +222,9 @@ export class Recoveries implements RecoveryService {
   }
 
   async #row(reference: string): Promise<RecoveryRow> {
-    const rows = await this.#desk.recoveries.list({});
-    const exact = rows.find(({ id }) => id === reference);
+    const exact = await this.#desk.recoveries.find(reference);
     if (exact !== undefined) return exact;
+    const rows = await this.#desk.recoveries.list({});
     const active = rows.filter(({ state }) => !endedStates.includes(state));
     const among = active.some(({ id, name }) => id.startsWith(reference) || name === reference);
     return pick('recovery', reference, among ? active : rows);
@@ -241,7 +253,8 @@ export class Recoveries implements RecoveryService {
   async #clones() {
     try {
       return (await this.#desk.proxies()[0]?.calls.clones()) ?? [];
-    } catch {
+    } catch (error) {
+      if (!isRouseError(error)) throw error;
       return [];
     }
   }
@@ -249,54 +262,31 @@ export class Recoveries implements RecoveryService {
   async #takenAt(savesetId: string): Promise<number | undefined> {
     try {
       return (await this.#desk.chooseSaveset({ saveset: savesetId })).takenAtMs;
-    } catch {
+    } catch (error) {
+      if (!isRouseError(error)) throw error;
       return undefined;
     }
   }
 
+  /** What that means depends on what runs: see ending.ts. */
   async cancel(reference: string, request: CancelRequest): Promise<Recovery> {
     const row = await this.#row(reference);
-    const { engine, recoveries } = this.#desk;
-    const runs = await engine.runs({ subject: row.id, active: true });
-    const relocating = runs.find(({ kind }) => kind === 'recovery.relocate');
-    if (relocating !== undefined) {
-      // The machine runs on: whoever wants it gone as well says so again.
-      await engine.cancel(relocating.id);
-      await engine.finished(relocating.id);
-      return this.get(row.id);
-    }
-    const opening = runs.find(({ kind }) => kind === 'recovery.open');
-    if (opening !== undefined) {
-      await engine.cancel(opening.id);
-      return this.get(row.id);
-    }
-    if (row.state !== 'available' && row.state !== 'parked') return this.#nothingToCancel(row);
-    const close: CloseInput = {
-      recovery: inputOf(row),
-      reason: 'cancelled',
-      hostId: await this.hostId(row.id),
-      keepWrites: request.keepWrites,
-    };
-    await this.#desk.transaction(async () => {
-      await recoveries.update(row.id, { state: 'cleaning' });
-      await this.#submit(row.id, 'close', close);
-    });
-    return this.get(row.id);
+    const hostId = await this.hostId(row.id);
+    const isEnding = await endRecovery(this.#desk, row, inputOf, { ...request, hostId });
+    return isEnding ? this.get(row.id) : this.#nothingToCancel(row.id);
   }
 
-  #nothingToCancel(row: RecoveryRow): Promise<Recovery> {
-    if (row.state === 'cleaning') return this.get(row.id);
-    throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state} already`, {
+  async #nothingToCancel(id: string): Promise<Recovery> {
+    const view = await this.get(id);
+    if (view.state === 'cleaning') return view;
+    if (view.state === 'relocating' || view.state === 'starting') {
+      throw new RouseError('busy', `recovery ${id} has just become ${view.state}`, {
+        advice: `Try again: rouse cancel ${id}`,
+      });
+    }
+    throw new RouseError('wrong-state', `recovery ${id} is ${view.state} already`, {
       advice: 'There is nothing left to cancel.',
     });
-  }
-
-  /** The next run of that kind: `<recovery>.<kind>.<number>`. */
-  async #submit(recoveryId: string, part: 'open' | 'relocate' | 'close', input: Json) {
-    const kind = `recovery.${part}`;
-    const { length } = await this.#desk.engine.runs({ subject: recoveryId, kind });
-    const id = `${recoveryId}.${part}.${length + 1}`;
-    return this.#desk.engine.submit(kind, recoveryId, input, id);
   }
 
   /** The host that step 3 chose; null before. */
@@ -307,23 +297,30 @@ export class Recoveries implements RecoveryService {
 
   async #result(recoveryId: string, step: string): Promise<Json | undefined> {
     const runs = await this.#desk.engine.runs({ subject: recoveryId, kind: 'recovery.open' });
-    return runs.at(-1)?.steps.find(({ name }) => name === step)?.result;
+    // A resumed run that did not get that far has not undone what an earlier one did.
+    const results = runs.map(({ steps }) => steps.find(({ name }) => name === step)?.result);
+    return results.findLast((result) => result !== undefined);
   }
 
   async renew(reference: string, request: RenewRequest): Promise<Recovery> {
     const row = await this.#row(reference);
-    const { recoveries, clock } = this.#desk;
+    const { recoveries, clock, transaction } = this.#desk;
     if (row.state === 'parked') {
       throw new RouseError('wrong-state', `${row.name} is parked: its lease has ended`, {
         advice: `Wake it again: rouse resume ${row.id}`,
       });
     }
-    if (row.state !== 'available' && row.state !== 'relocating') {
-      throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}: it has no lease`);
-    }
     const leaseEndMs = clock.now() + request.leaseMs;
-    await recoveries.update(row.id, { leaseEndMs, warnings: [] });
-    await setLeaseTimers(this.#desk, row.id, leaseEndMs);
+    await transaction(async () => {
+      const patch = { leaseEndMs, warnings: [] };
+      if (!(await recoveries.updateWhile(row.id, ['available', 'relocating'], patch))) {
+        const { state } = await recoveries.get(row.id);
+        throw new RouseError('wrong-state', `recovery ${row.id} is ${state}: it has no lease`, {
+          advice: 'Only a recovery that is available or being relocated has one.',
+        });
+      }
+      await setLeaseTimers(this.#desk, row.id, leaseEndMs);
+    });
     const left = formatDuration(request.leaseMs);
     await this.#desk.tell(
       row.id,
@@ -341,11 +338,7 @@ export class Recoveries implements RecoveryService {
         advice: 'Only a recovery of mode instant can be relocated.',
       });
     }
-    if (row.state !== 'available') {
-      throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}`, {
-        advice: 'Relocate it while it is available.',
-      });
-    }
+    if (row.state !== 'available') throw notNow(row);
     if (request.at !== undefined && request.at > this.#desk.clock.now()) {
       await this.#planRelocation(row, request);
       return this.get(row.id);
@@ -358,17 +351,21 @@ export class Recoveries implements RecoveryService {
     const input = inputOf(row);
     const relocateTo = request.datastore ?? input.relocateTo;
     if (relocateTo === null) throw noTarget();
+    if (row.hypervisorId !== null) {
+      const hypervisor = await this.#desk.hypervisor(row.hypervisorId);
+      pick('datastore', relocateTo, (await hypervisor.inventory()).datastores);
+    }
     const atMs = request.at ?? null;
-    await this.#desk.recoveries.update(row.id, {
-      options: { ...input, relocateTo, relocateAtMs: atMs },
-    });
-    await this.#desk.engine.setTimer(`recovery.relocate/${row.id}`, atMs ?? 0, {
-      recoveryId: row.id,
+    const options = { ...input, relocateTo, relocateAtMs: atMs };
+    const { recoveries, engine, transaction } = this.#desk;
+    await transaction(async () => {
+      if (!(await recoveries.updateWhile(row.id, ['available'], { options }))) throw notNow(row);
+      await engine.setTimer(`recovery.relocate/${row.id}`, atMs ?? 0, { recoveryId: row.id });
     });
   }
 
   async #relocate(row: RecoveryRow, request: RelocateRequest): Promise<RunView> {
-    const { recoveries } = this.#desk;
+    const { recoveries, engine } = this.#desk;
     const input = inputOf(row);
     const wanted = request.datastore ?? input.relocateTo;
     if (wanted === null) throw noTarget();
@@ -392,55 +389,39 @@ export class Recoveries implements RecoveryService {
       bandwidthBytesPerSecond: request.bandwidthBytesPerSecond ?? 0,
     };
     return this.#desk.transaction(async () => {
-      await recoveries.update(row.id, { state: 'relocating' });
-      return this.#submit(row.id, 'relocate', relocate);
+      const patch = { state: 'relocating' } as const;
+      if (!(await recoveries.updateWhile(row.id, ['available'], patch))) throw notNow(row);
+      await engine.clearTimer(`recovery.relocate/${row.id}`);
+      return submitNext(this.#desk, row.id, 'relocate', relocate);
     });
   }
 
   async seal(reference: string): Promise<SavesetView> {
-    const row = await this.#row(reference);
-    const [proxy] = this.#desk.proxies();
-    if (row.cloneId === null || proxy === undefined || endedStates.includes(row.state)) {
-      throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}: nothing to seal`);
-    }
-    const { clock, random } = this.#desk;
-    const spec = {
-      kind: 'seal',
-      id: `${row.id}.seal.${random.id()}`,
-      cloneId: row.cloneId,
-      takenAtMs: clock.now(),
-    } as const;
-    const view = await runJob(proxy.calls, spec, new AbortController().signal, () => undefined);
-    if (view.result?.kind !== 'saveset') {
-      throw new RouseError('internal', `sealing ${row.cloneId} made no saveset`);
-    }
-    await this.#desk.savesetStored(view.result.saveset);
-    const { id } = view.result.saveset;
-    await this.#desk.tell(
-      row.id,
-      'info',
-      'recovery.sealed',
-      `what ${row.name} wrote is sealed as saveset ${id}`,
-    );
-    return this.#desk.savesetView(view.result.saveset);
+    return sealWrites(this.#desk, await this.#row(reference));
   }
 
   async resume(reference: string): Promise<Recovery> {
     const row = await this.#row(reference);
-    if (row.state !== 'parked') {
-      throw new RouseError('wrong-state', `recovery ${row.id} is ${row.state}, not parked`);
-    }
     const { recoveries, clock } = this.#desk;
+    const known = inputOf(row);
     const input: RecoveryInput = {
-      ...inputOf(row),
+      ...known,
+      // Its datastore may be mounted there still, and its export answers that host alone.
+      host: row.host ?? known.host,
       resumed: true,
       powerOn: true,
       createdMs: clock.now(),
     };
     await this.#desk.transaction(async () => {
+      const patch = { state: 'starting', warnings: [], error: null } as const;
+      if (!(await recoveries.updateWhile(row.id, ['parked'], patch))) {
+        const { state } = await recoveries.get(row.id);
+        throw new RouseError('wrong-state', `recovery ${row.id} is ${state}, not parked`, {
+          advice: 'Only a parked recovery can be resumed.',
+        });
+      }
       await setLeaseTimers(this.#desk, row.id, null);
-      await recoveries.update(row.id, { state: 'starting', warnings: [], error: null });
-      await this.#submit(row.id, 'open', input);
+      await submitNext(this.#desk, row.id, 'open', input);
     });
     return this.get(row.id);
   }
@@ -463,8 +444,9 @@ export class Recoveries implements RecoveryService {
       const png = await hypervisor.screenPicture(row.hypervisorMachineId);
       if (png !== undefined) await this.#desk.keepPicture(row.id, png);
       return png;
-    } catch {
+    } catch (error) {
       // The kept picture is shown instead; the machine may just have been switched off.
+      if (!isRouseError(error)) throw error;
       return undefined;
     }
   }
@@ -486,6 +468,13 @@ export class Recoveries implements RecoveryService {
 
 /** NICs of one machine that get new addresses: libvirt's and vSphere's limits are below this. */
 const macsMax = 16;
+
+function notNow({ id, state }: RecoveryRow): RouseError {
+  const now = state === 'available' ? 'no longer available' : state;
+  return new RouseError('wrong-state', `recovery ${id} is ${now}`, {
+    advice: 'A recovery is relocated while it is available.',
+  });
+}
 
 function noTarget(): RouseError {
   return new RouseError('bad-request', 'no datastore is named to relocate to', {

@@ -1,10 +1,13 @@
 import { isRouseError } from '../errors.ts';
+import { formatDuration } from '../lib/text.ts';
+import { recoveryLimits } from '../limits.ts';
 import type { RunView } from '../workflows/api.ts';
 import type { CloseInput } from './cleaning.ts';
-import { setLeaseTimers } from './lease.ts';
-import type { RecoveryInput } from './plan.ts';
+import { setGraceTimer, setLeaseTimers } from './lease-timers.ts';
+import { type ChosenHost, type RecoveryInput } from './plan.ts';
+import { isProduction } from './production.ts';
 import type { RelocateInput } from './relocating.ts';
-import type { RecoveryWorld } from './world.ts';
+import { type RecoveryWorld, submitNext } from './world.ts';
 
 /** What follows when a run of a recovery has ended; repeatable, as the engine asks. */
 export async function settleOpened(
@@ -12,45 +15,72 @@ export async function settleOpened(
   run: RunView,
   input: RecoveryInput,
 ): Promise<void> {
-  const id = input.recoveryId;
-  const now = world.clock.now();
-  if (run.state !== 'done' && input.resumed) {
-    await world.recoveries.update(id, { state: 'parked', error: run.error ?? null });
-    const why = run.error?.message ?? 'cancelled';
-    await world.tell(
-      id,
-      'error',
-      'recovery.parked',
-      `${input.name} stays parked with its writes: ${why}`,
-    );
-    return;
-  }
   if (run.state !== 'done') {
-    const state = run.state === 'cancelled' ? 'cancelled' : 'failed';
-    await world.recoveries.update(id, { state, endedMs: now, error: run.error ?? null });
-    const why = run.error === undefined ? '' : `: ${run.error.message}`;
-    await world.tell(
-      id,
-      'error',
-      'recovery.failed',
-      `${input.name}: the recovery was ${state} and undone${why}`,
-    );
-    return;
+    return input.resumed ? parkAgain(world, run, input) : endUndone(world, run, input);
   }
+  const id = input.recoveryId;
   if (input.mode === 'new') {
-    await world.recoveries.update(id, { state: 'done', endedMs: now });
+    await world.recoveries.update(id, { state: 'done', endedMs: world.clock.now() });
     await world.tell(id, 'info', 'recovery.restored', `${input.name} is restored`);
     return;
   }
-  const leaseEndMs = (run.endedMs ?? now) + input.leaseMs;
-  await world.recoveries.update(id, { state: 'available', leaseEndMs });
-  await setLeaseTimers(world, id, leaseEndMs);
+  if (!(await becomeAvailable(world, run, input))) return;
   await world.tell(id, 'info', 'recovery.available', `${input.name} is available`);
   await keepFirstPicture(world, input);
-  if (input.relocateTo !== null) {
-    const at = input.relocateAtMs ?? world.clock.now();
-    await world.engine.setTimer(`recovery.relocate/${id}`, at, { recoveryId: id });
-  }
+}
+
+async function parkAgain(world: RecoveryWorld, run: RunView, input: RecoveryInput): Promise<void> {
+  const { recoveryId: id, name } = input;
+  const { leaseEndMs } = await world.recoveries.get(id);
+  await world.transaction(async () => {
+    await world.recoveries.update(id, { state: 'parked', error: run.error ?? null });
+    // Put away by hand, it had no end.
+    if (leaseEndMs !== null) await setGraceTimer(world, id);
+  });
+  const why = run.error?.message ?? 'resuming it was cancelled';
+  const kept = leaseEndMs === null ? '' : ` for ${formatDuration(recoveryLimits.graceMs)}`;
+  const message = `${name} stays parked, its writes are kept${kept}: ${why}`;
+  await world.tell(id, 'error', 'recovery.parked', message);
+}
+
+async function endUndone(world: RecoveryWorld, run: RunView, input: RecoveryInput): Promise<void> {
+  const { recoveryId: id, name } = input;
+  const isCancelled = run.state === 'cancelled';
+  const state = isCancelled ? 'cancelled' : 'failed';
+  const endedMs = world.clock.now();
+  await world.recoveries.update(id, { state, endedMs, error: run.error ?? null });
+  const why = run.error === undefined ? '' : `: ${run.error.message}`;
+  const message = `${name}: the recovery ${isCancelled ? 'was cancelled' : 'failed'} and is undone`;
+  await world.tell(id, isCancelled ? 'warning' : 'error', `recovery.${state}`, `${message}${why}`);
+}
+
+/** False when it was cancelled at the last moment, after its last step: clean-up follows. */
+async function becomeAvailable(
+  world: RecoveryWorld,
+  run: RunView,
+  input: RecoveryInput,
+): Promise<boolean> {
+  const { recoveryId: id, relocateTo, relocateAtMs, resumed: keepWrites } = input;
+  const { engine, clock, recoveries } = world;
+  const leaseEndMs = clock.now() + input.leaseMs;
+  return world.transaction(async () => {
+    const patch = { state: 'available', leaseEndMs } as const;
+    if (await recoveries.updateWhile(id, ['starting', 'available'], patch)) {
+      await setLeaseTimers(world, id, leaseEndMs);
+      if (relocateTo !== null) {
+        const atMs = relocateAtMs ?? clock.now();
+        await engine.setTimer(`recovery.relocate/${id}`, atMs, { recoveryId: id });
+      }
+      return true;
+    }
+    const queued = await engine.runs({ subject: id, kind: 'recovery.close', active: true });
+    if (queued.length > 0) return false;
+    const host = run.steps.find(({ name }) => name === 'Host')?.result as ChosenHost | undefined;
+    const hostId = host?.id ?? null;
+    const close: CloseInput = { recovery: input, reason: 'cancelled', hostId, keepWrites };
+    await submitNext(world, id, 'close', close);
+    return false;
+  });
 }
 
 /** A picture is worth having and never worth failing for. */
@@ -79,8 +109,8 @@ export async function settleRelocated(
 ): Promise<void> {
   const id = input.recovery.recoveryId;
   const { name } = input.recovery;
-  if (run.state !== 'done') {
-    await world.recoveries.update(id, { state: 'available' });
+  if (run.state !== 'done' && !(await hasMoved(world, input))) {
+    await world.recoveries.updateWhile(id, ['relocating'], { state: 'available' });
     const why = run.error === undefined ? 'cancelled' : run.error.message;
     await world.tell(
       id,
@@ -90,15 +120,25 @@ export async function settleRelocated(
     );
     return;
   }
-  await world.recoveries.update(id, { state: 'cleaning' });
-  await world.tell(id, 'info', 'recovery.relocated', `${name} was relocated to ${input.to.name}`);
   const close: CloseInput = {
     recovery: input.recovery,
     reason: 'relocated',
     hostId: input.hostId,
     keepWrites: false,
   };
-  await world.engine.submit('recovery.close', id, close, `${run.id}.close`);
+  await world.transaction(async () => {
+    await world.recoveries.update(id, { state: 'cleaning' });
+    await world.engine.submit('recovery.close', id, close, `${run.id}.close`);
+  });
+  await world.tell(id, 'info', 'recovery.relocated', `${name} was relocated to ${input.to.name}`);
+}
+
+/** A cancel or a failure may come when the last disk has moved: then it is production. */
+async function hasMoved(world: RecoveryWorld, { recovery }: RelocateInput): Promise<boolean> {
+  if (recovery.hypervisorId === null) return false;
+  const hypervisor = await world.hypervisor(recovery.hypervisorId);
+  const machine = await hypervisor.findMarked(recovery.recoveryId);
+  return machine !== undefined && isProduction(hypervisor, recovery, machine);
 }
 
 export async function settleClosed(
@@ -109,29 +149,25 @@ export async function settleClosed(
   const id = input.recovery.recoveryId;
   const now = world.clock.now();
   if (run.state !== 'done') {
-    const error = run.error ?? null;
-    await world.recoveries.update(id, { state: 'failed', error });
-    await world.tell(
-      id,
-      'error',
-      'recovery.clean-up-failed',
-      `clean-up did not finish: ${run.error?.message ?? run.state}`,
-    );
+    await world.recoveries.update(id, { state: 'failed', error: run.error ?? null });
+    const why = run.error?.message ?? run.state;
+    const message = `clean-up did not finish: ${why}. Try it again: rouse cancel ${id}`;
+    await world.tell(id, 'error', 'recovery.clean-up-failed', message);
     return;
   }
   await clearTimers(world, id);
   if (input.keepWrites) {
-    await world.recoveries.update(id, { state: 'parked' });
+    await world.recoveries.update(id, { state: 'parked', leaseEndMs: null, warnings: [] });
     await world.tell(
       id,
       'info',
       'recovery.kept',
-      `${input.recovery.name} is put away; its writes are kept`,
+      `${input.recovery.name} is put away; its writes are kept until rouse cancel ${id}`,
     );
     return;
   }
   const state = input.reason === 'relocated' ? 'done' : 'cancelled';
-  await world.recoveries.update(id, { state, endedMs: now });
+  await world.recoveries.update(id, { state, endedMs: now, error: null, warnings: [] });
   await world.tell(
     id,
     'info',
