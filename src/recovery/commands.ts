@@ -381,10 +381,19 @@ function addCancel(program: Command, terminal: Terminal): void {
         const request = { keepWrites: options.keepWrites ?? false };
         const path = `${recoveryPath(reference)}/cancel`;
         const begun = (await client.post(path, request)) as Recovery;
+        if (begun.state === 'available') return runsOn(begun, terminal);
         await settle(begun, options.wait, [], terminal);
       },
     );
   examples(command, ['rouse cancel web01', 'rouse cancel web01 --keep-writes']);
+}
+
+/** A cancel during relocation stops that alone: the machine is not taken away by one word. */
+function runsOn(view: Recovery, terminal: Terminal): void {
+  terminal.answer(view, () => {
+    terminal.print(`Its relocation is stopped; ${printable(view.name)} runs on from its backup.`);
+    terminal.print(`→ rouse cancel ${view.id}   ends the recovery itself`);
+  });
 }
 
 function addResume(program: Command, terminal: Terminal): void {
