@@ -11,6 +11,8 @@ export class BlockCache {
   readonly words: Int32Array;
   /** Counts how often a slot was given to another block. */
   readonly generations: Uint32Array;
+  /** Bytes of a slot that hold its block: random readers unpack no more than they need. */
+  readonly filled: Uint32Array;
   hits = 0;
   misses = 0;
   readonly #ids: Int32Array;
@@ -27,6 +29,7 @@ export class BlockCache {
     this.bytes = Buffer.allocUnsafeSlow(this.slots * blockBytes);
     this.words = new Int32Array(this.bytes.buffer, 0, this.bytes.length / 4);
     this.generations = new Uint32Array(this.slots);
+    this.filled = new Uint32Array(this.slots);
     this.#ids = new Int32Array(this.slots * 8);
     this.#heads = new Int32Array(2 ** Math.ceil(Math.log2(this.slots * 1.5))).fill(-1);
     this.#next = new Int32Array(this.slots).fill(-1);
@@ -84,6 +87,13 @@ export class BlockCache {
       this.generations[slot] = (this.generations[slot] as number) + 1;
       return slot;
     }
+  }
+
+  /** What is in the slot is no longer the block's. */
+  drop(slot: number): void {
+    this.#forget(slot);
+    this.#references[slot] = 0;
+    this.generations[slot] = (this.generations[slot] as number) + 1;
   }
 
   #forget(slot: number): void {

@@ -9,7 +9,7 @@ test('finds what was inserted, in any order, through many doublings', () => {
   const random = new SeededRandom(1);
   const index = new BlockIndex();
   const known = new Map<string, BlockPlace>();
-  for (let i = 0; i < 200_000; i++) {
+  for (let i = 0; i < 400_000; i++) {
     const id = Buffer.alloc(32);
     id.writeUInt32LE(random.below(2 ** 32), 0);
     id.writeUInt32LE(i, 4);

@@ -9,13 +9,21 @@
  * blocks (1 PiB) share 96 bits with a chance of one in 10^8; a record carries the whole id, so
  * even then a read fails rather than answering another block.
  *
- * Entries are kept sorted in shards by their leading bits; a shard is found by shift, an entry by
- * interpolation. Shards double when they grow beyond some thousand entries, so an insertion moves a
- * few KiB at most. Everything is synchronous: no reader ever sees a half-made change.
+ * Entries are kept in shards by their leading bits. A shard is one sorted sequence, in chunks that
+ * are given out of large slabs (no memory is moved, freed or fragmented as it grows), and a few
+ * newest entries, sorted too, which are merged into it when they are enough. A shard is found by
+ * shift, an entry by interpolation: hashes are uniform. When shards get large their number
+ * doubles. Everything is synchronous: no reader ever sees a half-made change.
  */
 const wordsPerEntry = 5;
 export const indexEntryBytes = wordsPerEntry * 4;
-const shardEntriesMax = 1536;
+
+const chunkEntries = 256;
+const chunkWords = chunkEntries * wordsPerEntry;
+/** 1.25 MiB: the system gives such pieces as they are, and only their touched pages count. */
+const chunksPerSlab = 256;
+const recentMax = 128;
+const shardEntriesMax = 16_384;
 const shardBitsMin = 6;
 const shardBitsMax = 20;
 
@@ -28,17 +36,30 @@ export interface BlockPlace {
   length: number;
 }
 
+/** The words of one entry, reused. */
+interface Words {
+  w0: number;
+  w1: number;
+  w2: number;
+}
+
+interface Shard {
+  /** Chunks of the sorted sequence, in order. */
+  readonly chunks: number[];
+  count: number;
+  /** Newest entries, sorted; made with the first of them. */
+  recent: Uint32Array | undefined;
+  recentCount: number;
+}
+
 export class BlockIndex {
   #bits = shardBitsMin;
-  #shards: Uint32Array[] = [];
-  #counts: Uint32Array;
+  #shards: Shard[] = emptyShards(shardBitsMin);
+  readonly #slabs: Uint32Array[] = [];
+  readonly #freeChunks: number[] = [];
+  #recents = 0;
   #size = 0;
-  #words = 0;
-
-  constructor() {
-    this.#counts = new Uint32Array(2 ** this.#bits);
-    for (let i = 0; i < this.#counts.length; i++) this.#shards.push(new Uint32Array(0));
-  }
+  readonly #wanted: Words = { w0: 0, w1: 0, w2: 0 };
 
   get size(): number {
     return this.#size;
@@ -46,34 +67,59 @@ export class BlockIndex {
 
   /** Bytes of all arrays, their slack included. */
   get memoryBytes(): number {
-    return this.#words * 4 + this.#shards.length * shardOverheadBytes + this.#counts.byteLength;
+    const slabs = this.#slabs.length * chunksPerSlab * chunkWords * 4;
+    const recents = this.#recents * (recentMax * indexEntryBytes + arrayOverheadBytes);
+    const lists = (this.#size / chunkEntries) * 8 + this.#shards.length * arrayOverheadBytes;
+    return Math.round(slabs + recents + lists);
   }
 
   /** Finds the block whose id stands at `at` of `bytes` and fills `place`; false: not here. */
   find(bytes: Uint8Array, at: number, place: BlockPlace): boolean {
-    const w0 = word(bytes, at);
-    const w1 = word(bytes, at + 4);
-    const w2 = word(bytes, at + 8);
-    const number = w0 >>> (32 - this.#bits);
-    const shard = this.#shards[number] as Uint32Array;
-    const i = this.#search(shard, this.#counts[number] as number, w0, w1, w2);
-    if (i < 0) return false;
-    const w3 = shard[i * wordsPerEntry + 3] as number;
-    const w4 = shard[i * wordsPerEntry + 4] as number;
-    place.pack = w3 & 0xffffff;
-    place.offset = (((w4 & 0x1ffff) << 8) | (w3 >>> 24)) * 8;
-    place.length = (w4 >>> 17) * 64;
+    const wanted = this.#wanted;
+    wanted.w0 = word(bytes, at);
+    wanted.w1 = word(bytes, at + 4);
+    wanted.w2 = word(bytes, at + 8);
+    const shard = this.#shardOf(wanted.w0);
+    const i = this.#search(shard, wanted, shard.count);
+    if (i >= 0) {
+      readPlace(this.#slab(shard, i), this.#base(shard, i), place);
+      return true;
+    }
+    const recent = searchRecent(shard, wanted);
+    if (recent < 0) return false;
+    readPlace(shard.recent as Uint32Array, recent * wordsPerEntry, place);
     return true;
   }
 
-  /** The entry's position, or -1 - the position where it would have to be inserted. */
-  #search(shard: Uint32Array, count: number, w0: number, w1: number, w2: number): number {
+  #shardOf(w0: number): Shard {
+    return this.#shards[w0 >>> (32 - this.#bits)] as Shard;
+  }
+
+  #slab(shard: Shard, i: number): Uint32Array {
+    const chunk = shard.chunks[(i / chunkEntries) | 0] as number;
+    return this.#slabs[(chunk / chunksPerSlab) | 0] as Uint32Array;
+  }
+
+  #base(shard: Shard, i: number): number {
+    const chunk = shard.chunks[(i / chunkEntries) | 0] as number;
+    return (chunk % chunksPerSlab) * chunkWords + (i % chunkEntries) * wordsPerEntry;
+  }
+
+  /** The entry's place among the first `count`, or -1 - the place where it would be. */
+  #search(shard: Shard, wanted: Words, count: number, total = count): number {
+    if (count === 0) return -1;
     const span = 2 ** (32 - this.#bits);
-    let i = Math.floor(((w0 & (span - 1)) / span) * count);
-    if (i > 0) i = Math.min(i, count - 1);
-    while (i > 0 && compare(shard, i, w0, w1, w2) > 0) i--;
+    const density = total / span;
+    let i = Math.min(count - 1, ((wanted.w0 & (span - 1)) * density) | 0);
+    for (let round = 0; round < 3; round++) {
+      const here = this.#slab(shard, i)[this.#base(shard, i)] as number;
+      const step = ((wanted.w0 - here) * density) | 0;
+      if (step === 0) break;
+      i = Math.min(count - 1, Math.max(0, i + step));
+    }
+    while (i > 0 && compare(this.#slab(shard, i), this.#base(shard, i), wanted) > 0) i--;
     for (; i < count; i++) {
-      const order = compare(shard, i, w0, w1, w2);
+      const order = compare(this.#slab(shard, i), this.#base(shard, i), wanted);
       if (order === 0) return i;
       if (order > 0) break;
     }
@@ -93,73 +139,141 @@ export class BlockIndex {
   }
 
   insertWords(w0: number, w1: number, w2: number, w3: number, w4: number): boolean {
-    let number = w0 >>> (32 - this.#bits);
-    let shard = this.#shards[number] as Uint32Array;
-    const count = this.#counts[number] as number;
-    const found = this.#search(shard, count, w0, w1, w2);
-    if (found >= 0) return false;
-    if (count >= shardEntriesMax && this.#bits < shardBitsMax) {
-      this.#double();
-      return this.insertWords(w0, w1, w2, w3, w4);
+    const wanted = this.#wanted;
+    wanted.w0 = w0;
+    wanted.w1 = w1;
+    wanted.w2 = w2;
+    let shard = this.#shardOf(w0);
+    if (this.#search(shard, wanted, shard.count) >= 0 || searchRecent(shard, wanted) >= 0)
+      return false;
+    if (shard.recentCount === recentMax) {
+      this.#merge(shard);
+      if (shard.count > shardEntriesMax && this.#bits < shardBitsMax) this.#double();
+      shard = this.#shardOf(w0);
     }
-    number = w0 >>> (32 - this.#bits);
-    if ((count + 1) * wordsPerEntry > shard.length) shard = this.#grow(number, count);
-    const at = (-1 - found) * wordsPerEntry;
-    shard.copyWithin(at + wordsPerEntry, at, count * wordsPerEntry);
-    shard[at] = w0;
-    shard[at + 1] = w1;
-    shard[at + 2] = w2;
-    shard[at + 3] = w3;
-    shard[at + 4] = w4;
-    this.#counts[number] = count + 1;
+    const at = (-1 - searchRecent(shard, wanted)) * wordsPerEntry;
+    const recent = (shard.recent ??= this.#newRecent());
+    recent.copyWithin(at + wordsPerEntry, at, shard.recentCount * wordsPerEntry);
+    recent[at] = w0;
+    recent[at + 1] = w1;
+    recent[at + 2] = w2;
+    recent[at + 3] = w3;
+    recent[at + 4] = w4;
+    shard.recentCount++;
     this.#size++;
     return true;
   }
 
-  /** One sixteenth of slack: on average 3 % of memory. */
-  #grow(number: number, count: number): Uint32Array {
-    const old = this.#shards[number] as Uint32Array;
-    const room = count + Math.max(4, count >>> 4);
-    const shard = new Uint32Array(room * wordsPerEntry);
-    shard.set(old.subarray(0, count * wordsPerEntry));
-    this.#words += shard.length - old.length;
-    this.#shards[number] = shard;
-    return shard;
+  #newRecent(): Uint32Array {
+    this.#recents++;
+    return new Uint32Array(recentMax * wordsPerEntry);
   }
 
-  /** Twice the shards: each is cut where the next bit of the ids turns to 1. */
+  #newChunk(): number {
+    const free = this.#freeChunks.pop();
+    if (free !== undefined) return free;
+    const first = this.#slabs.length * chunksPerSlab;
+    this.#slabs.push(new Uint32Array(chunksPerSlab * chunkWords));
+    for (let i = chunksPerSlab - 1; i > 0; i--) this.#freeChunks.push(first + i);
+    return first;
+  }
+
+  #setCount(shard: Shard, count: number): void {
+    const chunks = Math.ceil(count / chunkEntries);
+    while (shard.chunks.length < chunks) shard.chunks.push(this.#newChunk());
+    while (shard.chunks.length > chunks) this.#freeChunks.push(shard.chunks.pop() as number);
+    shard.count = count;
+  }
+
+  /** Backwards and in place: every entry moves up by the number of new ones below it. */
+  #merge(shard: Shard): void {
+    const { recent, recentCount } = shard;
+    if (recent === undefined || recentCount === 0) return;
+    const total = shard.count;
+    let end = total;
+    this.#setCount(shard, shard.count + recentCount);
+    const { w0, w1, w2 } = this.#wanted;
+    for (let i = recentCount - 1; i >= 0; i--) {
+      const from = i * wordsPerEntry;
+      const wanted = this.#wanted;
+      wanted.w0 = recent[from] as number;
+      wanted.w1 = recent[from + 1] as number;
+      wanted.w2 = recent[from + 2] as number;
+      const start = -1 - this.#search(shard, wanted, end, total);
+      this.#moveUp(shard, start, end, i + 1);
+      const to = start + i;
+      copyWords(recent, from, this.#slab(shard, to), this.#base(shard, to));
+      end = start;
+    }
+    Object.assign(this.#wanted, { w0, w1, w2 });
+    shard.recentCount = 0;
+  }
+
+  /** Moves the entries [start, end) by `by` places, from the last one on, as many as fit at once. */
+  #moveUp(shard: Shard, start: number, end: number, by: number): void {
+    for (let i = end; i > start;) {
+      const inSource = ((i - 1) % chunkEntries) + 1;
+      const inTarget = ((i + by - 1) % chunkEntries) + 1;
+      const run = Math.min(i - start, inSource, inTarget);
+      i -= run;
+      const source = this.#slab(shard, i);
+      const target = this.#slab(shard, i + by);
+      const at = this.#base(shard, i);
+      const to = this.#base(shard, i + by);
+      if (source === target) source.copyWithin(to, at, at + run * wordsPerEntry);
+      else target.set(source.subarray(at, at + run * wordsPerEntry), to);
+    }
+  }
+
+  /**
+   * Twice the shards: each is cut where the next bit of the ids turns to 1. At 33 million entries
+   * this takes some tenths of a second, once; at two million a sixteenth of that.
+   */
   #double(): void {
     const bits = this.#bits + 1;
-    const shards: Uint32Array[] = [];
-    const counts = new Uint32Array(2 ** bits);
-    let words = 0;
-    for (let number = 0; number < this.#shards.length; number++) {
-      const shard = this.#shards[number] as Uint32Array;
-      const count = this.#counts[number] as number;
-      const bit = 2 ** (32 - bits);
-      let cut = 0;
-      while (cut < count && ((shard[cut * wordsPerEntry] as number) & bit) === 0) cut++;
-      shards.push(shard.slice(0, cut * wordsPerEntry));
-      shards.push(shard.slice(cut * wordsPerEntry, count * wordsPerEntry));
-      counts[number * 2] = cut;
-      counts[number * 2 + 1] = count - cut;
-      words += count * wordsPerEntry;
+    const shards: Shard[] = [];
+    for (const low of this.#shards) {
+      this.#merge(low);
+      const cut = this.#cutOf(low, 2 ** (32 - bits));
+      const high: Shard = { chunks: [], count: 0, recent: undefined, recentCount: 0 };
+      this.#setCount(high, low.count - cut);
+      for (let i = cut; i < low.count; i++)
+        copyWords(
+          this.#slab(low, i),
+          this.#base(low, i),
+          this.#slab(high, i - cut),
+          this.#base(high, i - cut),
+        );
+      this.#setCount(low, cut);
+      shards.push(low, high);
     }
     this.#bits = bits;
     this.#shards = shards;
-    this.#counts = counts;
-    this.#words = words;
+  }
+
+  /** The first entry whose id has this bit. */
+  #cutOf(shard: Shard, bit: number): number {
+    let low = 0;
+    let high = shard.count;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      const w0 = this.#slab(shard, middle)[this.#base(shard, middle)] as number;
+      if ((w0 & bit) === 0) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   clear(): void {
     this.#bits = shardBitsMin;
-    this.#counts = new Uint32Array(2 ** this.#bits);
-    this.#shards = Array.from(this.#counts, () => new Uint32Array(0));
+    this.#shards = emptyShards(shardBitsMin);
+    this.#slabs.length = 0;
+    this.#freeChunks.length = 0;
+    this.#recents = 0;
     this.#size = 0;
-    this.#words = 0;
   }
 
-  /** How many slices `slice` has at this moment; entries come in order of their ids. */
+  /** How many slices `slice` has; entries come in order of their ids. */
   get slices(): number {
     return 2 ** shardBitsMin;
   }
@@ -170,35 +284,37 @@ export class BlockIndex {
    */
   slice(number: number): Uint32Array {
     const per = 2 ** (this.#bits - shardBitsMin);
-    const first = number * per;
-    let count = 0;
-    for (let i = first; i < first + per; i++) count += this.#counts[i] as number;
-    const words = new Uint32Array(count * wordsPerEntry);
+    const shards = this.#shards.slice(number * per, (number + 1) * per);
+    for (const shard of shards) this.#merge(shard);
+    const total = shards.reduce((sum, shard) => sum + shard.count, 0);
+    const words = new Uint32Array(total * wordsPerEntry);
     let at = 0;
-    for (let i = first; i < first + per; i++) {
-      const used = (this.#counts[i] as number) * wordsPerEntry;
-      words.set((this.#shards[i] as Uint32Array).subarray(0, used), at);
-      at += used;
-    }
+    for (const shard of shards)
+      for (let i = 0; i < shard.count; i += chunkEntries) {
+        const base = this.#base(shard, i);
+        const length = Math.min(chunkEntries, shard.count - i) * wordsPerEntry;
+        words.set(this.#slab(shard, i).subarray(base, base + length), at);
+        at += length;
+      }
     return words;
   }
 
   /**
-   * Takes sorted entries into an empty index without a search for each: for loading. Entries out
-   * of order are refused by answering false.
+   * Takes sorted entries that come after all that are here, without a search for each: for
+   * loading. `total` is how many there will be. Entries out of order are refused: false.
    */
   load(words: Uint32Array, total: number): boolean {
-    if (this.#size === 0 && total > 0) this.#prepare(total);
-    let at = 0;
-    while (at < words.length) {
-      const number = (words[at] as number) >>> (32 - this.#bits);
-      let end = at;
-      while (end < words.length && (words[end] as number) >>> (32 - this.#bits) === number) {
-        if (end > at && !isAfter(words, end)) return false;
-        end += wordsPerEntry;
-      }
-      if (!this.#append(number, words.subarray(at, end))) return false;
-      at = end;
+    if (this.#size === 0) this.#prepare(total);
+    for (let at = 0; at < words.length; at += wordsPerEntry) {
+      const shard = this.#shardOf(words[at] as number);
+      const last = shard.count - 1;
+      const isNext =
+        shard.recentCount === 0 &&
+        (last < 0 || isAbove(words, at, this.#slab(shard, last), this.#base(shard, last)));
+      if (!isNext) return false;
+      this.#setCount(shard, shard.count + 1);
+      copyWords(words, at, this.#slab(shard, last + 1), this.#base(shard, last + 1));
+      this.#size++;
     }
     return true;
   }
@@ -207,53 +323,69 @@ export class BlockIndex {
     let bits = shardBitsMin;
     while (total / 2 ** bits > shardEntriesMax * 0.7 && bits < shardBitsMax) bits++;
     this.#bits = bits;
-    this.#counts = new Uint32Array(2 ** bits);
-    this.#shards = Array.from(this.#counts, () => new Uint32Array(0));
-    this.#words = 0;
-  }
-
-  #append(number: number, words: Uint32Array): boolean {
-    const count = this.#counts[number] as number;
-    const old = this.#shards[number] as Uint32Array;
-    if (count > 0) {
-      const last = old.subarray((count - 1) * wordsPerEntry, count * wordsPerEntry);
-      if (compare(last, 0, words[0] as number, words[1] as number, words[2] as number) >= 0)
-        return false;
-    }
-    const shard = new Uint32Array(count * wordsPerEntry + words.length);
-    shard.set(old.subarray(0, count * wordsPerEntry));
-    shard.set(words, count * wordsPerEntry);
-    this.#words += shard.length - old.length;
-    this.#shards[number] = shard;
-    this.#counts[number] = count + words.length / wordsPerEntry;
-    this.#size += words.length / wordsPerEntry;
-    return true;
+    this.#shards = emptyShards(bits);
   }
 }
 
-/** V8 takes about this much for a typed array and its buffer. */
-const shardOverheadBytes = 240;
+/** V8 takes about this much for an array and its buffer. */
+const arrayOverheadBytes = 240;
 
-function isAfter(words: Uint32Array, at: number): boolean {
-  const before = at - wordsPerEntry;
-  for (let i = 0; i < 3; i++) {
-    const a = words[before + i] as number;
-    const b = words[at + i] as number;
-    if (a !== b) return a < b;
+function emptyShards(bits: number): Shard[] {
+  return Array.from({ length: 2 ** bits }, () => ({
+    chunks: [],
+    count: 0,
+    recent: undefined,
+    recentCount: 0,
+  }));
+}
+
+/** By halves: the newest entries of a shard are few. */
+function searchRecent(shard: Shard, wanted: Words): number {
+  const { recent } = shard;
+  if (recent === undefined) return -1;
+  let low = 0;
+  let high = shard.recentCount;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    const order = compare(recent, middle * wordsPerEntry, wanted);
+    if (order === 0) return middle;
+    if (order < 0) low = middle + 1;
+    else high = middle;
   }
-  return false;
+  return -1 - low;
+}
+
+function readPlace(words: Uint32Array, at: number, place: BlockPlace): void {
+  const w3 = words[at + 3] as number;
+  const w4 = words[at + 4] as number;
+  place.pack = w3 & 0xffffff;
+  place.offset = (((w4 & 0x1ffff) << 8) | (w3 >>> 24)) * 8;
+  place.length = (w4 >>> 17) * 64;
+}
+
+function copyWords(from: Uint32Array, at: number, to: Uint32Array, target: number): void {
+  to[target] = from[at] as number;
+  to[target + 1] = from[at + 1] as number;
+  to[target + 2] = from[at + 2] as number;
+  to[target + 3] = from[at + 3] as number;
+  to[target + 4] = from[at + 4] as number;
 }
 
 /** Of the entry against the words: negative, 0 or positive. */
-function compare(shard: Uint32Array, i: number, w0: number, w1: number, w2: number): number {
-  const at = i * wordsPerEntry;
-  const a0 = shard[at] as number;
-  if (a0 !== w0) return a0 < w0 ? -1 : 1;
-  const a1 = shard[at + 1] as number;
-  if (a1 !== w1) return a1 < w1 ? -1 : 1;
-  const a2 = shard[at + 2] as number;
-  if (a2 !== w2) return a2 < w2 ? -1 : 1;
+function compare(entries: Uint32Array, at: number, wanted: Words): number {
+  const a0 = entries[at] as number;
+  if (a0 !== wanted.w0) return a0 < wanted.w0 ? -1 : 1;
+  const a1 = entries[at + 1] as number;
+  if (a1 !== wanted.w1) return a1 < wanted.w1 ? -1 : 1;
+  const a2 = entries[at + 2] as number;
+  if (a2 !== wanted.w2) return a2 < wanted.w2 ? -1 : 1;
   return 0;
+}
+
+function isAbove(a: Uint32Array, at: number, b: Uint32Array, bt: number): boolean {
+  if (a[at] !== b[bt]) return (a[at] as number) > (b[bt] as number);
+  if (a[at + 1] !== b[bt + 1]) return (a[at + 1] as number) > (b[bt + 1] as number);
+  return (a[at + 2] as number) > (b[bt + 2] as number);
 }
 
 /** Big-endian, so that the order of words is the order of ids. */

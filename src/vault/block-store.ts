@@ -40,10 +40,13 @@ export class BlockStore {
     this.#scratch = Buffer.allocUnsafeSlow(recordBytesMax(cache.blockBytes) + 64);
   }
 
-  /** The block's slot without waiting for any disk, or -1: then `load` it. */
-  now(id: IdCell, weight: number): number {
+  /**
+   * A slot with at least the first `need` bytes of the block, without waiting for any disk, or -1:
+   * then `load` it.
+   */
+  now(id: IdCell, weight: number, need: number): number {
     const slot = this.cache.find(id);
-    if (slot >= 0) {
+    if (slot >= 0 && (this.cache.filled[slot] as number) >= need) {
       this.cache.hits++;
       this.cache.touch(slot, weight);
       return slot;
@@ -55,23 +58,41 @@ export class BlockStore {
     const bytes = this.#scratch.subarray(0, place.length);
     if (!reader.readNow(bytes, place.offset)) return -1;
     this.cache.misses++;
-    return this.#fill(bytes, id, weight, place);
+    return this.#fill(bytes, id, weight, place, slot >= 0 ? this.cache.blockBytes : need);
   }
 
   #fromPending(id: IdCell, weight: number): number {
     const record = this.#writer.pending(id.bytes);
     if (record === undefined) throw missingBlock(id);
     this.cache.misses++;
-    return this.#fill(record, id, weight, undefined);
+    return this.#fill(record, id, weight, undefined, this.cache.blockBytes);
   }
 
-  /** Unpacks a record into a slot; throws when it is not the block. */
-  #fill(bytes: Buffer, id: IdCell, weight: number, place: BlockPlace | undefined): number {
-    const slot = this.cache.take();
-    const problem = decodeRecord(bytes, id.bytes, this.cache.slot(slot));
-    if (problem !== undefined) throw this.#corrupt(place, problem);
-    this.cache.keep(slot, id, weight);
+  /** Unpacks a record into its slot or a new one; throws when it is not the block. */
+  #fill(
+    bytes: Buffer,
+    id: IdCell,
+    weight: number,
+    place: BlockPlace | undefined,
+    need: number,
+  ): number {
+    const { cache } = this;
+    const old = cache.find(id);
+    const slot = old >= 0 ? old : cache.take();
+    const filled = decodeRecord(bytes, id.bytes, cache.slot(slot), need);
+    if (typeof filled === 'string') {
+      if (old >= 0) cache.drop(old);
+      throw this.#corrupt(place, filled);
+    }
+    cache.filled[slot] = filled;
+    if (old < 0) cache.keep(slot, id, weight);
     return slot;
+  }
+
+  /** The whole block is in the cache. */
+  #has(id: IdCell): boolean {
+    const slot = this.cache.find(id);
+    return slot >= 0 && this.cache.filled[slot] === this.cache.blockBytes;
   }
 
   #corrupt(place: BlockPlace | undefined, problem: string): RouseError {
@@ -87,7 +108,7 @@ export class BlockStore {
     const waits: Promise<void>[] = [];
     const wanted: Wanted[] = [];
     for (const id of ids) {
-      if (this.cache.find(id) >= 0) continue;
+      if (this.#has(id)) continue;
       const key = idKey(id.bytes);
       const under = this.#loading.get(key);
       if (under !== undefined) {
@@ -133,10 +154,11 @@ export class BlockStore {
 
   #arrive(wanted: Wanted, bytes: Buffer, start: number): void {
     try {
-      if (this.cache.find(wanted.id) < 0) {
+      if (!this.#has(wanted.id)) {
         this.cache.misses++;
         const at = wanted.offset - start;
-        this.#fill(bytes.subarray(at, at + wanted.length), wanted.id, wanted.weight, wanted);
+        const record = bytes.subarray(at, at + wanted.length);
+        this.#fill(record, wanted.id, wanted.weight, wanted, this.cache.blockBytes);
       }
       wanted.done();
     } catch (error) {
@@ -158,7 +180,7 @@ export class BlockStore {
    */
   async readAhead(ids: readonly IdCell[]): Promise<void> {
     const cold = ids.filter((id) => {
-      if (this.cache.find(id) >= 0 || !this.#index.find(id.bytes, 0, this.#place)) return false;
+      if (this.#has(id) || !this.#index.find(id.bytes, 0, this.#place)) return false;
       const reader = this.#readers.now(this.#place.pack);
       return reader === undefined || !isWarm(reader, this.#place);
     });

@@ -13,10 +13,13 @@ export interface Codec {
   compress(plain: Uint8Array, target: Uint8Array): number;
   /** Fills `target` exactly; false when the payload is not what made it. */
   decompress(payload: Uint8Array, target: Uint8Array): boolean;
+  /** Where it saves time: fills the first `need` bytes of `target`, and perhaps spoils the rest. */
+  readonly decompressPart?: (payload: Uint8Array, target: Uint8Array, need: number) => boolean;
 }
 
 type Compress = (s: Uint8Array, t: Uint8Array, sBytes: number, room: number, acc: number) => number;
 type Decompress = (s: Uint8Array, t: Uint8Array, sBytes: number, room: number) => number;
+type Part = (s: Uint8Array, t: Uint8Array, sBytes: number, need: number, room: number) => number;
 
 function loadLz4(): Codec {
   try {
@@ -28,10 +31,15 @@ function loadLz4(): Codec {
     const decompress: Decompress = library.func(
       'int LZ4_decompress_safe(void* s, void* t, int bytes, int room)',
     );
+    const part: Part = library.func(
+      'int LZ4_decompress_safe_partial(void* s, void* t, int bytes, int need, int room)',
+    );
     return {
       compress: (plain, target) => compress(plain, target, plain.length, target.length, 1),
       decompress: (payload, target) =>
         decompress(payload, target, payload.length, target.length) === target.length,
+      decompressPart: (payload, target, need) =>
+        part(payload, target, payload.length, need, target.length) >= need,
     };
   } catch {
     return portableLz4();

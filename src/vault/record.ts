@@ -81,15 +81,20 @@ export function corruptRecord(place: RecordPlace, what: string): RouseError {
   );
 }
 
+/** Unpacking less than this part of a block is worth a second go when more of it is wanted. */
+const partFraction = 3 / 4;
+
 /**
  * Checks the record at the start of `bytes` (what follows it is ignored) and unpacks the block
- * with this id into `target`. Answers what is wrong, or undefined. Total: any bytes will do.
+ * with this id into `target`, at least its first `need` bytes. Answers how many bytes of the block
+ * `target` holds now, or what is wrong. Total: any bytes will do.
  */
 export function decodeRecord(
   bytes: Buffer,
   id: Uint8Array | undefined,
   target: Uint8Array,
-): string | undefined {
+  need: number = target.length,
+): number | string {
   const problem = checkRecord(bytes);
   if (problem !== undefined) return problem;
   if (id !== undefined && bytes.compare(id, 0, idBytes, 24, 24 + idBytes) !== 0)
@@ -97,13 +102,16 @@ export function decodeRecord(
   const plainBytes = bytes.readUInt32LE(12);
   if (plainBytes !== target.length)
     return `its block has ${plainBytes} bytes instead of ${target.length}`;
-  const end = recordHeaderBytes + bytes.readUInt32LE(8);
   const codec = codecByNumber(bytes[16] ?? 0);
   if (codec === undefined) return `its codec ${bytes[16]} is unknown`;
   if (bytes[17] !== 0) return `its cipher ${bytes[17]} is unknown`;
-  if (!codec.decompress(bytes.subarray(recordHeaderBytes, end), target))
-    return 'its block cannot be unpacked';
-  return undefined;
+  const payload = bytes.subarray(recordHeaderBytes, recordHeaderBytes + bytes.readUInt32LE(8));
+  const isPart = codec.decompressPart !== undefined && need < target.length * partFraction;
+  const good = isPart
+    ? codec.decompressPart?.(payload, target, need)
+    : codec.decompress(payload, target);
+  if (good !== true) return 'its block cannot be unpacked';
+  return isPart ? need : target.length;
 }
 
 /** Checks all that can be checked without unpacking. */

@@ -17,6 +17,9 @@ const hints = 256;
 const sequentialSlackBytes = 1024 * 1024;
 const sequentialAfterBytes = 256 * 1024;
 
+/** From here on whole blocks are unpacked: the rest of them will be wanted as well. */
+const wholeAfterBytes = 32 * 1024;
+
 export function checkRoot(root: DiskRoot, blockBytes: number): void {
   const shape = treeShape(root.sizeBytes, blockBytes);
   const good =
@@ -64,13 +67,14 @@ export class TreeDisk implements VaultDisk {
     this.#checkRange(offset, target.length);
     const { blockBytes } = this.#shape;
     const cache = this.#store.cache;
+    const isWholeWanted = this.#sequentialBytes >= wholeAfterBytes;
     let done = 0;
     while (done < target.length) {
       const position = offset + done;
       const block = Math.floor(position / blockBytes);
       const within = position - block * blockBytes;
       const length = Math.min(blockBytes - within, target.length - done);
-      const slot = this.#find(block);
+      const slot = this.#find(block, isWholeWanted ? blockBytes : within + length);
       if (slot === cold) return false;
       if (slot === hole) target.fill(0, done, done + length);
       else {
@@ -91,8 +95,11 @@ export class TreeDisk implements VaultDisk {
       );
   }
 
-  /** The slot of a data block, `hole`, or `cold` (then `#cell` says what to load). */
-  #find(block: number): number {
+  /**
+   * A slot with the first `need` bytes of a data block, `hole`, or `cold` (then `#cell` says what
+   * to load).
+   */
+  #find(block: number, need: number): number {
     if (this.#top === undefined) return hole;
     const { depth, fanout } = this.#shape;
     const words = this.#store.cache.words;
@@ -104,7 +111,7 @@ export class TreeDisk implements VaultDisk {
       if (!this.#cell.load(words, leaf * nodeWords + (block % fanout) * 8)) return hole;
     }
     this.#cellWeight = dataWeight;
-    return this.#store.now(this.#cell, dataWeight);
+    return this.#store.now(this.#cell, dataWeight, need);
   }
 
   #findLeaf(leaf: number): number {
@@ -134,7 +141,7 @@ export class TreeDisk implements VaultDisk {
     cell.load(this.#top.words, 0);
     this.#cellWeight = nodeWeight;
     for (let at = depth; ; at--) {
-      const slot = this.#store.now(cell, nodeWeight);
+      const slot = this.#store.now(cell, nodeWeight, blockBytes);
       if (slot < 0 || at === level) return slot;
       const child = Math.floor(number / fanout ** (at - 1 - level)) % fanout;
       if (!cell.load(this.#store.cache.words, slot * (blockBytes / 4) + child * 8)) return hole;
@@ -160,7 +167,7 @@ export class TreeDisk implements VaultDisk {
   async #missing(first: number, end: number): Promise<IdCell[]> {
     const missing: IdCell[] = [];
     for (let block = first; block < end;) {
-      if (this.#find(block) === cold) {
+      if (this.#find(block, this.#shape.blockBytes) === cold) {
         const id = this.#cell.copy();
         if (this.#cellWeight === nodeWeight) {
           await this.#store.load([id], nodeWeight);
@@ -178,7 +185,7 @@ export class TreeDisk implements VaultDisk {
     const from = Math.max(offset, block * blockBytes);
     const to = Math.min(offset + target.length, (block + 1) * blockBytes);
     for (let attempt = 0; attempt < attemptsMax; attempt++) {
-      const slot = this.#find(block);
+      const slot = this.#find(block, blockBytes);
       if (slot === hole) return void target.fill(0, from - offset, to - offset);
       if (slot !== cold) {
         const start = slot * blockBytes + (from - block * blockBytes);

@@ -325,3 +325,22 @@ test('a vault that is not there, newer, or open already is refused', async () =>
   await world.store.put('vault.json', [sealJson({ format: 'rouse-vault', version: 99 })]);
   await assert.rejects(world.open(), code('newer-format'));
 });
+
+test('small reads anywhere, whole blocks and parts of them, through a small cache', async () => {
+  const world = await vaultWorld({ blockBytes: 32 * 1024 });
+  const vault = await world.open({ cacheBytes: 0 });
+  const bytes = diskBytes(world.random, 120 * 32 * 1024 + 999, 8 * 1024);
+  const saveset = await backUp(vault, { vda: bytes });
+  const disk = await vault.openDisk(saveset.disks[0]!.root);
+  let now = 0;
+  for (let i = 0; i < 4000; i++) {
+    const offset = world.random.below(bytes.length);
+    const length = Math.min(bytes.length - offset, 1 + world.random.below(i % 10 ? 6000 : 90_000));
+    const part = Buffer.alloc(length, 0x55);
+    if (disk.readNow(part, offset)) now++;
+    else await disk.read(part, offset);
+    assert.ok(part.equals(bytes.subarray(offset, offset + length)), `${offset}, ${length} bytes`);
+  }
+  assert.ok(now > 3000);
+  await vault.close();
+});

@@ -298,7 +298,7 @@ export class OpenedVault implements Vault {
   async #readNode(id: Buffer): Promise<Buffer> {
     const cell = new IdCell(id);
     for (;;) {
-      const slot = this.#blocks.now(cell, nodeWeight);
+      const slot = this.#blocks.now(cell, nodeWeight, this.blockBytes);
       if (slot >= 0) return Buffer.from(this.#cache.slot(slot));
       await this.#blocks.load([cell], nodeWeight);
     }

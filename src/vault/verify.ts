@@ -141,7 +141,7 @@ export class Verification {
       return `${where} cannot be read: ${error.message}`;
     }
     const problem = decodeRecord(record, id, this.#plain);
-    if (problem !== undefined) return `${where}: ${problem}`;
+    if (typeof problem === 'string') return `${where}: ${problem}`;
     return hash(this.#plain).equals(id) ? undefined : `${where}: its content has another hash`;
   }
 
