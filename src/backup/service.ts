@@ -4,6 +4,7 @@ import type { Clock } from '../lib/clock.ts';
 import { changesOf } from '../lib/changes.ts';
 import type { Random } from '../lib/random.ts';
 import { pick } from '../lib/text.ts';
+import { backupLimits } from '../limits.ts';
 import type { JobView } from '../proxy/port.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Engine, RunView } from '../workflows/api.ts';
@@ -51,8 +52,8 @@ export class Backups implements BackupService {
       request.kind === 'machine'
         ? await this.#ofMachine(backupId, request)
         : await this.#ofFiles(backupId, request);
-    await this.#refuseSecond(input);
     await this.#desk.transaction(async () => {
+      await this.#refuseSecond(input);
       await this.#desk.rows.insert({
         id: backupId,
         machineId: input.machine.id,
@@ -185,8 +186,21 @@ export class Backups implements BackupService {
       });
     }
     await this.#desk.engine.cancel(row.id);
-    await this.#desk.engine.finished(row.id);
+    await this.#waitFor(row.id);
     return this.get(row.id);
+  }
+
+  /** A hypervisor that is away must not keep people waiting: what was begun goes on. */
+  async #waitFor(runId: string): Promise<void> {
+    const patience = new AbortController();
+    const late = this.#desk.clock.sleep(backupLimits.cancelWaitMs, patience.signal);
+    const ended = this.#desk.engine.finished(runId, patience.signal);
+    try {
+      await Promise.race([ended, late]);
+    } finally {
+      patience.abort();
+      await Promise.allSettled([ended, late]);
+    }
   }
 
   async *watch(reference: string, signal: AbortSignal): AsyncIterable<Backup> {
@@ -216,27 +230,28 @@ export class Backups implements BackupService {
   /** What follows when a backup's run has ended; repeatable. */
   async settled(run: RunView, input: BackupInput): Promise<void> {
     const id = input.backupId;
-    const read = run.steps.find(({ name }) => name === 'Read')?.result as
-      | { savesetId: string; cost: BackupRow['cost']; kind: 'full' | 'incremental' }
-      | undefined;
-    const finish = run.steps.find(({ name }) => name === 'Finish')?.result as
-      | { warning?: string }
-      | undefined;
-    const state =
-      run.state === 'done' ? 'done' : run.state === 'cancelled' ? 'cancelled' : 'failed';
-    const stored = state === 'done' && read !== undefined;
+    const begun = resultOf<{ warnings?: readonly string[] }>(run, 'Begin');
+    const read = resultOf<Pick<BackupRow, 'savesetId' | 'cost' | 'kind'>>(run, 'Read');
+    const finish = resultOf<{ warning?: string }>(run, 'Finish');
+    // What is stored stays stored, whatever came after it.
+    const state = read !== undefined || run.state === 'done' ? 'done' : endOf(run);
+    const warnings = [...(begun?.warnings ?? [])];
+    if (finish?.warning !== undefined) warnings.push(finish.warning);
+    if (state !== run.state) warnings.push(`it was stored already when it was ${run.state}`);
     await this.#desk.rows.update(id, {
       state,
       endedMs: run.endedMs ?? this.#desk.clock.now(),
       error: state === 'done' ? null : (run.error ?? null),
-      ...(stored ? { savesetId: read.savesetId, cost: read.cost, kind: read.kind } : {}),
-      ...(finish?.warning === undefined ? {} : { warnings: [finish.warning] }),
+      warnings,
+      ...(read === undefined
+        ? {}
+        : { savesetId: read.savesetId, cost: read.cost, kind: read.kind }),
     });
     this.#jobs.delete(id);
     for (const wake of this.#wakes) wake();
     const { name } = input.machine;
     const subject = { id, name };
-    if (stored) {
+    if (read !== undefined) {
       const message = `${name} is backed up: saveset ${read.savesetId}`;
       await this.#desk.tell(subject, 'info', 'backup.done', message);
     } else if (state === 'cancelled') {
@@ -245,7 +260,19 @@ export class Backups implements BackupService {
       const message = `${name}: ${run.error?.message ?? 'failed'}`;
       await this.#desk.tell(subject, 'error', 'backup.failed', message);
     }
+    for (const warning of warnings) {
+      await this.#desk.tell(subject, 'warning', 'backup.warning', `${name}: ${warning}`);
+    }
   }
+}
+
+function endOf({ state }: RunView): 'cancelled' | 'failed' {
+  return state === 'cancelled' ? 'cancelled' : 'failed';
+}
+
+/** What a step left, in the shape that taking.ts writes; also when it was undone afterwards. */
+function resultOf<T>(run: RunView, step: string): T | undefined {
+  return run.steps.find(({ name }) => name === step)?.result as T | undefined;
 }
 
 /** Labels beyond our own mean that the hypervisor can go on from there. */

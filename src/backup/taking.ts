@@ -1,8 +1,9 @@
-import { RouseError } from '../errors.ts';
+import { isRouseError, RouseError } from '../errors.ts';
 import type { BackupSource, Hypervisor } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
 import type { JobSpec, JobView, Proxy } from '../proxy/port.ts';
 import { plural } from '../lib/text.ts';
+import { backupLimits } from '../limits.ts';
 import { runJob } from '../proxy/jobs-client.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, RunView, StepContext, Workflow } from '../workflows/api.ts';
@@ -67,7 +68,7 @@ export function backupWorkflow(world: BackupWorld): Workflow<BackupInput> {
         number: 1,
         name: 'Begin',
         run: (context) => begin(world, context),
-        undo: (context) => end(world, context, 'failed'),
+        undo: (context) => takeBack(world, context),
       },
       {
         number: 2,
@@ -100,6 +101,7 @@ async function begin(world: BackupWorld, { input }: Context): Promise<Json> {
   return {
     detail: `${source.kind}, ${plural(source.disks.length, 'disk')}, ${source.consistency}-consistent`,
     takenAtMs,
+    warnings: [...(source.warnings ?? [])],
     source: JSON.stringify(lean),
   };
 }
@@ -116,17 +118,29 @@ async function end(
   await world.dropFiles(input.backupId);
 }
 
+/**
+ * A cancel may come when the saveset is stored already: then its checkpoint is where the next
+ * backup goes on from, and has to stay.
+ */
+async function takeBack(world: BackupWorld, context: Context): Promise<void> {
+  try {
+    await end(world, context, context.result('Read') === undefined ? 'failed' : 'stored');
+  } catch (error) {
+    // A hypervisor that was removed meanwhile holds nothing of ours that could be ended.
+    if (!isRouseError(error, 'not-found')) throw error;
+    await world.dropFiles(context.input.backupId);
+  }
+}
+
 async function read(world: BackupWorld, context: Context): Promise<Json> {
   const { input } = context;
   const begun = context.result('Begin') as { takenAtMs: number; source?: string };
-  const view = await runJob(
-    world.proxy(),
-    await jobSpec(world, input, begun),
-    context.signal,
-    (job) => {
+  const spec = await jobSpec(world, input, begun);
+  const view = await patiently(world, context.signal, () =>
+    runJob(world.proxy(), spec, context.signal, (job) => {
       world.progress(input.backupId, job);
       context.progress({ done: job.doneBytes, total: job.totalBytes, unit: 'bytes' });
-    },
+    }),
   );
   if (view.result?.kind !== 'saveset') throw new RouseError('internal', 'no saveset was made');
   const { saveset } = view.result;
@@ -137,6 +151,23 @@ async function read(world: BackupWorld, context: Context): Promise<Json> {
     kind: saveset.kind,
     cost: { ...saveset.cost },
   };
+}
+
+/** A proxy that restarts fails no backup: it is waited for. */
+async function patiently<T>(
+  { clock }: BackupWorld,
+  signal: AbortSignal,
+  work: () => Promise<T>,
+): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await work();
+    } catch (error) {
+      const isAway = isRouseError(error, 'proxy-unreachable');
+      if (!isAway || signal.aborted || attempt >= backupLimits.proxyAttemptsMax) throw error;
+    }
+    await clock.sleep(backupLimits.proxyPauseMs, signal);
+  }
 }
 
 async function jobSpec(
@@ -176,17 +207,23 @@ async function stopReading(world: BackupWorld, { input }: Context): Promise<void
     await world.proxy().cancelJob(input.backupId);
   } catch (error) {
     // A proxy that knows no such job has nothing to stop.
-    if (!(error instanceof RouseError) || error.code !== 'not-found') throw error;
+    if (!isRouseError(error, 'not-found')) throw error;
   }
 }
 
 /** The saveset is stored: trouble with giving resources back is a warning, not a failed backup. */
 async function finish(world: BackupWorld, context: Context): Promise<Json> {
-  try {
-    await end(world, context, 'stored');
-    return { detail: 'nothing is left at the hypervisor' };
-  } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
-    return { detail: `the hypervisor could not finish: ${message}`, warning: message };
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await end(world, context, 'stored');
+      return { detail: 'nothing is left at the hypervisor' };
+    } catch (error) {
+      if (attempt >= backupLimits.finishAttemptsMax) {
+        const why = error instanceof Error ? error.message : String(error);
+        const warning = `the backup is stored, but its job at the hypervisor did not end: ${why}`;
+        return { detail: warning, warning };
+      }
+    }
+    await world.clock.sleep(backupLimits.finishPauseMs, context.signal);
   }
 }

@@ -1,10 +1,14 @@
-import { RouseError } from '../errors.ts';
+import { isRouseError, RouseError } from '../errors.ts';
 import { proxyLimits } from '../limits.ts';
 import type { JobSpec, JobView, Proxy } from './port.ts';
 
 /**
  * Starts a proxy's job and follows it to its end. A proxy that was restarted has forgotten it:
  * then it is started again, and what was stored is reused.
+ *
+ * Cancelled, the job is ended at the proxy; if it was done by then, that is the answer, because
+ * what is stored stays stored. A server that shuts down only stops looking: the job goes on, and
+ * the next server finds it by its id.
  */
 export async function runJob(
   proxy: Proxy,
@@ -12,33 +16,46 @@ export async function runJob(
   signal: AbortSignal,
   onProgress: (view: JobView) => void,
 ): Promise<JobView> {
+  signal.throwIfAborted();
   let view = await proxy.startJob(spec);
-  const cancel = () => void proxy.cancelJob(spec.id).catch(() => undefined);
-  signal.addEventListener('abort', cancel, { once: true });
-  try {
-    while (view.state === 'running') {
-      onProgress(view);
-      signal.throwIfAborted();
-      view = await next(proxy, spec, view);
-    }
-  } finally {
-    signal.removeEventListener('abort', cancel);
+  while (view.state === 'running') {
+    onProgress(view);
+    if (signal.aborted) view = await endJob(proxy, view, signal);
+    else view = await next(proxy, spec, view, signal);
   }
   onProgress(view);
-  signal.throwIfAborted();
   if (view.state === 'done') return view;
   throw problemOf(view);
 }
 
-async function next(proxy: Proxy, spec: JobSpec, view: JobView): Promise<JobView> {
+/** The job's news; the view as it was, at once, when the signal aborts meanwhile. */
+async function next(
+  proxy: Proxy,
+  spec: JobSpec,
+  view: JobView,
+  signal: AbortSignal,
+): Promise<JobView> {
+  const aborted = Promise.withResolvers<JobView>();
+  const onAbort = () => aborted.resolve(view);
+  signal.addEventListener('abort', onAbort, { once: true });
   try {
-    return await proxy.job(spec.id, proxyLimits.jobPollMs, view.version);
+    const news = proxy.job(spec.id, proxyLimits.jobPollMs, view.version);
+    return await Promise.race([news, aborted.promise]);
   } catch (error) {
-    if (error instanceof RouseError && error.code === 'not-found') {
-      return proxy.startJob(spec);
-    }
-    throw error;
+    if (!isRouseError(error, 'not-found') || signal.aborted) throw error;
+    return await proxy.startJob(spec);
+  } finally {
+    signal.removeEventListener('abort', onAbort);
   }
+}
+
+async function endJob(proxy: Proxy, view: JobView, signal: AbortSignal): Promise<JobView> {
+  // The reason that workflows/api.ts calls RunInterrupted.
+  if (signal.reason === 'shutdown') throw new RouseError('cancelled', 'the server stops');
+  await proxy.cancelJob(view.id);
+  const ended = await proxy.job(view.id);
+  if (ended.state !== 'running') return ended;
+  throw new RouseError('internal', `the ${view.kind} ${view.id} was cancelled and runs on`);
 }
 
 function problemOf(view: JobView): RouseError {

@@ -28,6 +28,7 @@ export class Jobs {
   readonly #jobs = new Map<string, Job>();
   readonly #run: JobRunner;
   readonly #clock: Clock;
+  #closing = false;
 
   constructor(run: JobRunner, clock: Clock) {
     this.#run = run;
@@ -36,6 +37,7 @@ export class Jobs {
 
   /** The same id answers the job that is there, unless it failed: then it starts anew. */
   start(spec: JobSpec): JobView {
+    this.#refuseWhenClosing();
     const known = this.#jobs.get(spec.id);
     if (known !== undefined && (known.view.state === 'running' || known.view.state === 'done')) {
       return known.view;
@@ -95,11 +97,14 @@ export class Jobs {
     const job = this.#find(id);
     if (waitMs > 0 && job.view.version <= version && job.view.state === 'running') {
       const stop = new AbortController();
-      const woken = new Promise<void>((resolve) => job.waiters.push(resolve));
+      const { promise: woken, resolve: wake } = Promise.withResolvers<void>();
+      job.waiters.push(wake);
       const timeout = this.#clock.sleep(Math.min(waitMs, proxyLimits.jobWaitMsMax), stop.signal);
       await Promise.race([woken, timeout.catch(() => undefined)]);
       stop.abort();
+      job.waiters = job.waiters.filter((other) => other !== wake);
     }
+    this.#refuseWhenClosing();
     return job.view;
   }
 
@@ -109,9 +114,20 @@ export class Jobs {
     await job.ended;
   }
 
+  /**
+   * Ends what runs. Nobody wanted it cancelled, so nobody is told so: who waits for a job hears
+   * that the proxy is away, and finds the job forgotten when it is back.
+   */
   async close(): Promise<void> {
-    const running = [...this.#jobs.keys()];
-    await Promise.all(running.map((id) => this.cancel(id)));
+    this.#closing = true;
+    await Promise.all([...this.#jobs.keys()].map((id) => this.cancel(id)));
+  }
+
+  #refuseWhenClosing(): void {
+    if (!this.#closing) return;
+    throw new RouseError('proxy-unreachable', 'this proxy is being stopped', {
+      advice: 'It goes on when the proxy is back.',
+    });
   }
 
   #find(id: string): Job {
