@@ -15,6 +15,7 @@ export interface HouseworkOn {
   tailBytes(): number;
   checkpointBytes(): number;
   checkpoint(): Promise<void>;
+  sync(): Promise<void>;
   /** Answers how many pages could not be copied. */
   clean(segment: Segment): Promise<number>;
 }
@@ -24,6 +25,7 @@ export class Housework {
   readonly #bounds: { readonly garbageBytesMin: number; readonly checkpointEveryBytes: number };
   readonly #layer: HouseworkOn;
   #running: Promise<void> | undefined;
+  #stopped = false;
 
   constructor(
     segments: Segments,
@@ -37,8 +39,7 @@ export class Housework {
 
   /** Begins what is due, unless something is under way. */
   consider(): void {
-    if (this.#running !== undefined) return;
-    if (!this.#removable() && !this.#garbage() && !this.#checkpointDue()) return;
+    if (this.#running !== undefined || this.#stopped || this.#nextDuty() === undefined) return;
     this.#running = this.#work()
       // What failed is still due, and is tried again after the next appends.
       .catch(() => undefined)
@@ -47,17 +48,33 @@ export class Housework {
       });
   }
 
-  async idle(): Promise<void> {
+  /** Finishes the step that is under way, and begins no other. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
     await this.#running;
   }
 
   async #work(): Promise<void> {
-    for (let dead = this.#removable(); dead !== undefined; dead = this.#removable()) {
-      await this.#segments.remove(dead);
+    for (let duty = this.#nextDuty(); duty !== undefined; duty = this.#nextDuty()) {
+      await duty();
+      if (this.#stopped) return;
     }
-    if (this.#checkpointDue()) await this.#layer.checkpoint();
-    const victim = this.#garbage();
-    if (victim !== undefined && (await this.#layer.clean(victim)) > 0) victim.damaged = true;
+  }
+
+  #nextDuty(): (() => Promise<void>) | undefined {
+    const removable = this.#removable();
+    if (removable !== undefined) return () => this.#segments.remove(removable);
+    if (this.#checkpointDue()) return () => this.#layer.checkpoint();
+    // Dead segments that only wait for what superseded them to be durable.
+    if (this.#layer.mayRemove() && this.#waitingBytes() > this.#bounds.garbageBytesMin / 2) {
+      return () => this.#layer.sync();
+    }
+    const victim = this.#victim();
+    return victim === undefined ? undefined : () => this.#clean(victim);
+  }
+
+  async #clean(victim: Segment): Promise<void> {
+    if ((await this.#layer.clean(victim)) > 0) victim.damaged = true;
   }
 
   #removable(): Segment | undefined {
@@ -75,15 +92,25 @@ export class Housework {
       );
   }
 
+  #waitingBytes(): number {
+    let bytes = 0;
+    for (const segment of this.#segments.all()) {
+      const waits = segment.dead && segment.readers === 0 && segment.lastSequence > 0;
+      if (waits && segment !== this.#segments.active) bytes += segment.endUnits * unitBytes;
+    }
+    return bytes;
+  }
+
   /** When there is too much garbage: the segment to clean, which gives most for least copying. */
-  #garbage(): Segment | undefined {
+  #victim(): Segment | undefined {
     let totalBytes = 0;
     let liveBytes = 0;
     let best: Segment | undefined;
     for (const segment of this.#segments.all()) {
+      if (segment.dead) continue;
       totalBytes += segment.endUnits * unitBytes;
       liveBytes += segment.livePages * pageBytes;
-      if (segment === this.#segments.active || segment.damaged || segment.dead) continue;
+      if (segment === this.#segments.active || segment.damaged) continue;
       if (share(segment) > 0.75) continue;
       if (best === undefined || share(segment) < share(best)) best = segment;
     }

@@ -139,6 +139,7 @@ export class WriteLayer {
       tailBytes: () => this.#tailBytes,
       checkpointBytes: () => this.#checkpointBytes,
       checkpoint: () => this.checkpoint(),
+      sync: () => this.#durable(),
       clean: (segment) => this.#clean(segment, segmentHeaderUnits),
     });
     if (state.dirty) this.#unstableSequence = recovered.sequence;
@@ -264,7 +265,7 @@ export class WriteLayer {
     this.#flush();
     this.#closed = true;
     await this.#quiet.stop();
-    await this.#housework.idle();
+    await this.#housework.stop();
     try {
       await this.#durable();
       if (this.#tailBytes > 0) await this.checkpoint();

@@ -6,12 +6,14 @@ import { savesetView } from '#src/catalog/catalog-service.ts';
 import { type Database, openDatabase } from '#src/database/database.ts';
 import { MemoryHypervisor } from '#src/hypervisors/memory.ts';
 import type { Hypervisor } from '#src/hypervisors/port.ts';
-import { systemClock } from '#src/lib/clock.ts';
+import type { RouseError } from '#src/errors.ts';
+import { type Clock, systemClock } from '#src/lib/clock.ts';
 import { systemRandom } from '#src/lib/random.ts';
 import type { Proxy } from '#src/proxy/port.ts';
 import { instantAccess } from '#src/recovery/instant-access.ts';
+import { listenToLeases } from '#src/recovery/lease.ts';
 import type { Recovery } from '#src/recovery/schema.ts';
-import { Recoveries, type RecoveryDesk } from '#src/recovery/service.ts';
+import { inputOf, Recoveries, type RecoveryDesk } from '#src/recovery/service.ts';
 import { MemoryProxy } from '#src/testing/memory-proxy.ts';
 import type { Saveset } from '#src/vault/api.ts';
 import type { Engine } from '#src/workflows/api.ts';
@@ -39,7 +41,8 @@ export const saveset: Saveset = {
  * the same hypervisor and proxy.
  */
 export class RecoveryScene {
-  readonly hypervisor = new MemoryHypervisor(systemClock);
+  readonly clock: Clock;
+  readonly hypervisor: MemoryHypervisor;
   readonly proxy = new MemoryProxy([saveset]);
   readonly #directory = mkdtempSync(join(memory, 'rouse-recovery-'));
   #dead: () => void = () => undefined;
@@ -47,10 +50,27 @@ export class RecoveryScene {
   #left = Number.POSITIVE_INFINITY;
   #calls = 0;
   #generation = 0;
+  #failing: { call: keyof Proxy; when: 'before' | 'after'; error: RouseError } | undefined;
+
+  constructor(clock: Clock = systemClock) {
+    this.clock = clock;
+    this.hypervisor = new MemoryHypervisor(clock);
+  }
 
   /** External calls that were met so far, each counted before and after. */
   get calls(): number {
     return this.#calls;
+  }
+
+  /** The server that runs now dies at that many meetings from now. */
+  dieAfter(meetings: number): void {
+    this.#left = meetings;
+    this.#calls = 0;
+  }
+
+  /** Every such call of the proxy fails from now on: `before` it acts, or `after`. */
+  failProxy(call: keyof Proxy, when: 'before' | 'after', error: RouseError): void {
+    this.#failing = { call, when, error };
   }
 
   /** Starts a server; with `dieAfter`, it dies at that many meetings from now. */
@@ -69,11 +89,39 @@ export class RecoveryScene {
       this.#dead();
       await new Promise(() => undefined);
     };
-    const database = await openDatabase({
-      path: join(this.#directory, 'catalog.sqlite'),
-      clock: systemClock,
+    const clock: Clock = {
+      now: () => this.clock.now(),
+      monotonic: () => this.clock.monotonic(),
+      // Nobody wakes up in a dead process.
+      sleep: async (milliseconds, signal) => {
+        if (!alive()) return new Promise(() => undefined);
+        await this.clock.sleep(milliseconds, signal);
+      },
+    };
+    const path = join(this.#directory, 'catalog.sqlite');
+    return Running.open({
+      database: await openDatabase({ path, clock }),
+      clock,
+      hypervisor: mortal(this.hypervisor, meet),
+      proxy: mortal(this.#failingProxy(), meet),
+      died,
     });
-    return Running.open(database, mortal(this.hypervisor, meet), mortal(this.proxy, meet), died);
+  }
+
+  #failingProxy(): Proxy {
+    return new Proxy2(this.proxy, {
+      get: (object, name) => {
+        const value: unknown = Reflect.get(object, name, object);
+        if (typeof value !== 'function') return value;
+        return async (...values: unknown[]) => {
+          const failing = this.#failing?.call === name ? this.#failing : undefined;
+          if (failing?.when === 'before') throw failing.error;
+          const answer: unknown = await Reflect.apply(value, object, values);
+          if (failing !== undefined) throw failing.error;
+          return answer;
+        };
+      },
+    });
   }
 
   end(): void {
@@ -104,11 +152,21 @@ const free: readonly (string | symbol)[] = ['configure', 'clones'];
 /** The language's own Proxy, as the port of ours has its name here. */
 const Proxy2 = globalThis.Proxy;
 
+export interface RunningParts {
+  readonly database: Database;
+  readonly clock: Clock;
+  readonly hypervisor: Hypervisor;
+  readonly proxy: Proxy;
+  readonly died: Promise<'died'>;
+}
+
 export class Running {
   readonly engine: Engine;
   readonly recoveries: Recoveries;
   /** Resolves when this generation has died. */
   readonly died: Promise<'died'>;
+  /** What people were told: level and kind. */
+  readonly told: string[] = [];
   readonly #database: Database;
 
   private constructor(
@@ -123,21 +181,18 @@ export class Running {
     this.#database = database;
   }
 
-  static async open(
-    database: Database,
-    hypervisor: Hypervisor,
-    proxy: Proxy,
-    died: Promise<'died'>,
-  ): Promise<Running> {
-    const catalog = openCatalog(database, systemClock);
+  static async open(parts: RunningParts): Promise<Running> {
+    const { database, clock, hypervisor, proxy, died } = parts;
+    const catalog = openCatalog(database, clock);
     const engine = createEngine({
       database,
-      clock: systemClock,
+      clock,
       random: systemRandom,
       report: () => undefined,
     });
+    let running: Running | undefined = undefined as Running | undefined;
     const desk: RecoveryDesk = {
-      clock: systemClock,
+      clock,
       random: systemRandom,
       transaction: (work) => database.transaction(work),
       engine,
@@ -145,7 +200,7 @@ export class Running {
       device: async () => ({ name: 'local', address: '/memory' }),
       proxies: () => [{ name: 'local', address: '127.0.0.1', calls: proxy }],
       hypervisor: async () => hypervisor,
-      tell: async () => undefined,
+      tell: async (_id, level, kind) => void running?.told.push(`${level} ${kind}`),
       keepPicture: async () => undefined,
       picture: async () => undefined,
       chooseSaveset: async () => saveset,
@@ -160,7 +215,12 @@ export class Running {
     engine.register(relocate);
     engine.register(close);
     recoveries.listen();
-    const running = new Running(engine, recoveries, died, database);
+    listenToLeases(
+      desk,
+      async (id) => inputOf(await catalog.recoveries.get(id)),
+      (id) => recoveries.hostId(id),
+    );
+    running = new Running(engine, recoveries, died, database);
     await engine.start();
     return running;
   }

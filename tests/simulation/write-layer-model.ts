@@ -8,13 +8,15 @@ export const sectorBytes = 512;
 /** The number of a write of zeros; 0 is the base. */
 const zeroId = 0xffff_ffff;
 
+const zeroSector = Buffer.alloc(sectorBytes);
+
 export interface WriteRecord {
   readonly disk: number;
   readonly firstSector: number;
   readonly sectors: number;
   readonly id: number;
   state: 'flying' | 'answered' | 'failed';
-  /** The verifier with which it was answered. */
+  /** The verifier with which it was answered; 0: it was only seen, after a kill. */
   verifier: bigint;
 }
 
@@ -52,7 +54,7 @@ function sectorOf(id: number, disk: number, sector: number): Buffer {
 }
 
 function idOf(bytes: Buffer, disk: number, sector: number): number {
-  if (bytes.every((byte) => byte === 0)) return zeroId;
+  if (bytes.equals(zeroSector)) return zeroId;
   const id = bytes.readUInt32LE(0);
   assert.ok(bytes.equals(sectorOf(id, disk, sector)), `disk ${disk} sector ${sector}: garbage`);
   return id;
@@ -140,7 +142,7 @@ export class LayerModel {
         lost = true;
         assert.notEqual(verifier, sector.since[last]?.verifier, `${where}: lost, same verifier`);
       }
-      settle(sector, id, after, verifier);
+      settle(sector, id, after);
     }
     return lost;
   }
@@ -150,7 +152,7 @@ export class LayerModel {
   }
 }
 
-function settle(sector: SectorHistory, id: number, after: string, verifier: bigint): void {
+function settle(sector: SectorHistory, id: number, after: string): void {
   if (after === 'cut') {
     sector.durable = new Set([id]);
     sector.since = [];
@@ -167,6 +169,6 @@ function settle(sector: SectorHistory, id: number, after: string, verifier: bigi
     return;
   }
   sector.since = sector.since.slice(0, sector.since.lastIndexOf(found) + 1);
-  const seen = { ...found, state: 'answered' as const, verifier };
+  const seen = { ...found, state: 'answered' as const, verifier: 0n };
   if (found.state !== 'answered') sector.since.push(seen);
 }
