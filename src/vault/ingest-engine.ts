@@ -7,6 +7,8 @@ import type { SlabMemory, SlabViews } from './ingest-slab.ts';
 export interface IngestEngine {
   hash(slab: SharedSlab, count: number): Promise<void>;
   pack(slab: SharedSlab, count: number): Promise<void>;
+  /** A thread has died: no more work can be given; make another engine. */
+  readonly isBroken: boolean;
   close(): Promise<void>;
 }
 
@@ -43,6 +45,7 @@ export function inlineEngine(setup: WorkerSetup): IngestEngine {
       await turn();
       slab.views.packBlocks(count);
     },
+    isBroken: false,
     close: async () => {},
   };
 }
@@ -63,6 +66,9 @@ export function workerEngine(setup: WorkerSetup, workers: number): IngestEngine 
   return {
     hash: (slab, count) => give('hash', slab, count),
     pack: (slab, count) => give('pack', slab, count),
+    get isBroken() {
+      return all.some((worker) => worker.hasEnded);
+    },
     close: async () => {
       await Promise.all(all.map((worker) => worker.close()));
     },
@@ -83,6 +89,10 @@ class IngestWorker {
     this.#worker.on('message', (answer: WorkerAnswer) => this.#answered(answer));
     this.#worker.on('error', (error) => this.#end(`failed: ${String(error)}`));
     this.#worker.on('exit', (code) => this.#end(`ended with code ${code}`));
+  }
+
+  get hasEnded(): boolean {
+    return this.#ended !== undefined;
   }
 
   get jobs(): number {

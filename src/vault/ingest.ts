@@ -66,6 +66,10 @@ export class Ingest {
     this.#scratch = Buffer.allocUnsafeSlow(recordBytesMax(blockBytes));
   }
 
+  get isBroken(): boolean {
+    return this.#engine.isBroken;
+  }
+
   /** Slabs are made when the first backup needs them, and kept. */
   #freeSlab(): Slab | undefined {
     const free = this.#free.pop();

@@ -1,3 +1,4 @@
+import { RouseError } from '../errors.ts';
 import type { BlobReader, BlobStore } from '../blobs/port.ts';
 import { names } from './format.ts';
 
@@ -15,6 +16,7 @@ export class PackReaders {
   readonly #openMax: number;
   readonly #open = new Map<number, Open>();
   readonly #opening = new Map<number, Promise<Open>>();
+  #isClosed = false;
 
   constructor(store: BlobStore, nameOf: (pack: number) => string, openMax: number) {
     this.#store = store;
@@ -52,6 +54,7 @@ export class PackReaders {
 
   async #openAnew(pack: number): Promise<Open> {
     await this.#makeRoom();
+    if (this.#isClosed) throw new RouseError('wrong-state', 'the vault is closed');
     const reader = await this.#store.open(names.pack(this.#nameOf(pack)));
     const open = { pack, reader, users: 0, wasUsed: true };
     this.#open.set(pack, open);
@@ -74,6 +77,7 @@ export class PackReaders {
   }
 
   async close(): Promise<void> {
+    this.#isClosed = true;
     await Promise.allSettled(this.#opening.values());
     const all = [...this.#open.values()];
     this.#open.clear();

@@ -270,7 +270,7 @@ export class OpenedVault implements Vault {
   #home(): WriterHome {
     return {
       blockBytes: this.blockBytes,
-      ingest: (this.#ingest ??= this.#startIngest()),
+      ingest: this.#soundIngest(),
       packs: this.#packs,
       readNode: (id) => this.#readNode(id),
       knownReferencedBlocks: (root) => (root.hash === '' ? 0 : this.#referenced.get(root.hash)),
@@ -281,6 +281,16 @@ export class OpenedVault implements Vault {
       commit: (record, check) => this.#commit(record, check),
       ended: (writer) => this.#ended(writer),
     };
+  }
+
+  /** A thread that died has failed the backups of its time, not those to come. */
+  #soundIngest(): Ingest {
+    if (this.#ingest?.isBroken === true) {
+      void this.#ingest.close();
+      this.#ingest = undefined;
+    }
+    this.#ingest ??= this.#startIngest();
+    return this.#ingest;
   }
 
   #startIngest(): Ingest {
