@@ -270,7 +270,6 @@ test('a datastore that someone uses is not taken away; clean-up goes on when it 
     await story.cancel('available');
     const stopped = new AbortController();
     for await (const view of story.server.recoveries.watch(story.id, stopped.signal)) {
-      console.log(JSON.stringify(view.steps[12]), view.state);
       assert.equal(view.state, 'cleaning');
       assert.equal(view.steps[12]?.state, 'running');
       if (view.steps[12]?.detail?.includes('still uses') === true) break;
