@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import * as fs from 'node:fs';
 import type { Logger } from 'pino';
 import { openDirectoryStore } from './blobs/directory-store.ts';
@@ -108,6 +109,6 @@ function bootId(): string {
   try {
     return fs.readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
   } catch {
-    return `start-${process.pid}-${process.hrtime.bigint()}`;
+    return `start-${randomUUID()}`;
   }
 }

@@ -203,17 +203,12 @@ test('a VMDK child is read through its parent', async () => {
 
 test('encrypted, internal loops and unknown formats are refused by name', async () => {
   const encrypted = path.join(folder, 'encrypted.qcow2');
-  await run('qemu-img', [
-    'create',
-    '--object',
-    'secret,id=s,data=abcdefgh',
-    '-f',
-    'qcow2',
-    '-o',
-    'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10',
-    encrypted,
-    '1M',
-  ]);
+  // QEMU times its key derivation when it makes a LUKS image and gives up on a busy machine: the
+  // header field that says so is set by hand (qcow2 specification, crypt_method, byte 32).
+  await qemuImg('create', '-f', 'qcow2', encrypted, '1M');
+  const header = await fs.open(encrypted, 'r+');
+  await header.write(Buffer.from([0, 0, 0, 2]), 0, 4, 32);
+  await header.close();
   await assert.rejects(openDisk(encrypted), (error) => {
     assert.ok(isRouseError(error, 'unsupported-format'));
     return /encrypted \(LUKS\)/.test(error.message);
