@@ -297,6 +297,8 @@ export const datastoreLimits = {
   batchExtentsMax: 1_024,
   /** Garbage is cleaned when the log is more than twice what lives, and at least this larger. */
   garbageBytesMin: 256 * MiB,
+  /** The longest that a write waits for garbage to be cleaned, once per segment of 64 MiB. */
+  reliefMsMax: 1_000,
   /** Log appended between two checkpoints, at least: 0.1 s of headers to read after a kill. */
   checkpointEveryBytes: 256 * MiB,
   /** ... or this many times the last checkpoint, so that checkpoints cost 1/16 of all writes. */

@@ -3,6 +3,7 @@
  * lives, writes checkpoints, and copies the rest out of segments that are mostly garbage, so that
  * the log takes at most about twice what lives in it.
  */
+import type { Clock } from '../lib/clock.ts';
 import { datastoreLimits } from '../limits.ts';
 import { pageBytes, unitBytes } from './layer-format.ts';
 import type { Segment, Segments } from './segments.ts';
@@ -26,6 +27,7 @@ export class Housework {
   readonly #layer: HouseworkOn;
   #running: Promise<void> | undefined;
   #stopped = false;
+  #step: Promise<void> | undefined;
 
   constructor(
     segments: Segments,
@@ -48,6 +50,21 @@ export class Housework {
       });
   }
 
+  /**
+   * Resolves when writers may go on. At once, unless garbage is far above its bound; then when the
+   * step under way is done, so that guests that overwrite faster than the disk syncs are slowed
+   * to what housework gives back. Never longer than `reliefMsMax`.
+   */
+  async relief(clock: Clock): Promise<void> {
+    if (this.#running === undefined || !this.overloaded) return;
+    const ending = new AbortController();
+    const late = clock.sleep(datastoreLimits.reliefMsMax, ending.signal);
+    // A step that fails is reported where it was begun.
+    await Promise.race([late, this.#step]).catch(() => undefined);
+    late.catch(() => undefined);
+    ending.abort();
+  }
+
   /** Finishes the step that is under way, and begins no other. */
   async stop(): Promise<void> {
     this.#stopped = true;
@@ -56,7 +73,8 @@ export class Housework {
 
   async #work(): Promise<void> {
     for (let duty = this.#nextDuty(); duty !== undefined; duty = this.#nextDuty()) {
-      await duty();
+      this.#step = duty();
+      await this.#step;
       if (this.#stopped) return;
     }
   }
@@ -116,6 +134,17 @@ export class Housework {
     }
     const garbage = totalBytes - liveBytes;
     return garbage > liveBytes && garbage > this.#bounds.garbageBytesMin ? best : undefined;
+  }
+
+  /** Garbage is far above its bound. */
+  get overloaded(): boolean {
+    let totalBytes = 0;
+    let liveBytes = 0;
+    for (const segment of this.#segments.all()) {
+      totalBytes += segment.endUnits * unitBytes;
+      liveBytes += segment.livePages * pageBytes;
+    }
+    return totalBytes - liveBytes > 2 * liveBytes + 4 * this.#bounds.garbageBytesMin;
   }
 
   #checkpointDue(): boolean {

@@ -72,6 +72,8 @@ export class Segments {
   #preparing: Promise<void> | undefined;
   #nextId = 1;
   #closed = false;
+  /** Whether a spare may be made before it is needed. */
+  mayPrepareEarly: () => boolean = () => true;
   /** The next segments follow a failed sync. */
   afterFailure = false;
   /** A name was created since the last sync of the directory. */
@@ -163,6 +165,7 @@ export class Segments {
 
   #prepareSoon(): void {
     if (this.#spare !== undefined || this.#preparing !== undefined || this.#closed) return;
+    if (!this.mayPrepareEarly()) return;
     // Whoever needs the segment asks again and gets the error.
     this.prepare().catch(() => undefined);
   }

@@ -66,7 +66,8 @@ export class WriteLayer {
   #unstableSequence = 0;
   #tick: Tick | undefined;
   #flushScheduled = false;
-  #waiting = false;
+  /** Resolves, and never rejects, when what waits for a segment was appended or given up. */
+  #room: Promise<void> | undefined;
   readonly #housework: Housework;
   #checkpointBytes: number;
   #tailBytes: number;
@@ -142,6 +143,7 @@ export class WriteLayer {
       sync: () => this.#durable(),
       clean: (segment) => this.#clean(segment, segmentHeaderUnits),
     });
+    segments.mayPrepareEarly = () => !this.#housework.overloaded;
     if (state.dirty) this.#unstableSequence = recovered.sequence;
   }
 
@@ -303,11 +305,11 @@ export class WriteLayer {
   #flush(): boolean {
     const tick = this.#tick;
     if (tick === undefined) return true;
-    if (this.#waiting) return false;
+    if (this.#room !== undefined) return false;
     try {
       while (this.#appender.pending) {
         if (!this.#appender.append(this.#maps, this.#syncedSequence)) {
-          void this.#waitForRoom();
+          this.#room = this.#waitForRoom();
           return false;
         }
       }
@@ -321,13 +323,13 @@ export class WriteLayer {
   }
 
   async #waitForRoom(): Promise<void> {
-    this.#waiting = true;
     try {
+      await this.#housework.relief(this.#around.clock);
       await this.#segments.prepare();
-      this.#waiting = false;
+      this.#room = undefined;
       this.#flush();
     } catch (error) {
-      this.#waiting = false;
+      this.#room = undefined;
       if (this.#tick !== undefined) this.#fail(this.#tick, error);
     }
   }
@@ -364,7 +366,7 @@ export class WriteLayer {
     stable: boolean,
   ): Promise<WriteResult> {
     const flush = async () => {
-      while (!this.#flush()) await this.#segments.prepare();
+      while (!this.#flush()) await this.#room;
     };
     const settled = () => this.#tick === undefined;
     const view = this.#view(disk);
