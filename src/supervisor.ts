@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Config, configOf, type UpOptions } from './config.ts';
-import { type Problem, RouseError } from './errors.ts';
+import { type Problem, RouseError, toRouseError } from './errors.ts';
 import type { Clock } from './lib/clock.ts';
 import { takeLock } from './lib/lock.ts';
 import { supervisorLimits } from './limits.ts';
@@ -28,16 +28,19 @@ export interface Up {
   stop(): Promise<void>;
 }
 
+/** `entry`: the program of both roles, given the role's name; another one in tests. */
 export async function startUp(
   options: UpOptions,
   clock: Clock,
   say: (line: string) => void,
+  entry: string = fileURLToPath(new URL('./cli/main.ts', import.meta.url)),
 ): Promise<Up> {
   const config = configOf(options);
   makeDirectories(config);
   const lock = takeLock(config.lockFile, `The data directory ${config.data}`);
-  const proxy = new Child('proxy', options, config, clock, say);
-  const server = new Child('server', options, config, clock, say);
+  const parts = { options, logs: config.logs, clock, say, entry };
+  const proxy = new Child('proxy', parts);
+  const server = new Child('server', parts);
   const stop = async () => {
     await server.stop();
     await proxy.stop();
@@ -66,30 +69,31 @@ function makeDirectories(config: Config): void {
   }
 }
 
+interface ChildParts {
+  readonly options: UpOptions;
+  readonly logs: string;
+  readonly clock: Clock;
+  readonly entry: string;
+  say(line: string): void;
+}
+
 class Child {
   readonly #role: Role;
-  readonly #options: UpOptions;
+  readonly #parts: ChildParts;
   readonly #log: string;
   readonly #clock: Clock;
-  readonly #say: (line: string) => void;
+  readonly #pause = new AbortController();
   readonly ended: Promise<void>;
   #end: () => void = () => undefined;
   #process: ChildProcess | undefined;
   #stopping = false;
   #pauseMs: number = supervisorLimits.restartPauseMsMin;
 
-  constructor(
-    role: Role,
-    options: UpOptions,
-    config: Config,
-    clock: Clock,
-    say: (line: string) => void,
-  ) {
+  constructor(role: Role, parts: ChildParts) {
     this.#role = role;
-    this.#options = options;
-    this.#log = path.join(config.logs, `${role}.log`);
-    this.#clock = clock;
-    this.#say = say;
+    this.#parts = parts;
+    this.#log = path.join(parts.logs, `${role}.log`);
+    this.#clock = parts.clock;
     this.ended = new Promise((resolve) => {
       this.#end = resolve;
     });
@@ -105,17 +109,19 @@ class Child {
 
   #spawn(): ChildProcess {
     const log = fs.openSync(this.#log, 'a', 0o600);
-    const entry = fileURLToPath(new URL('./cli/main.ts', import.meta.url));
+    const { entry, options } = this.#parts;
     const child = spawn(process.execPath, [entry, this.#role], {
       stdio: ['ignore', log, log, 'ipc'],
       env: {
         ...process.env,
-        ROUSE_UP_OPTIONS: JSON.stringify(this.#options),
+        ROUSE_UP_OPTIONS: JSON.stringify(options),
         // A child that is started again finds its code compiled (Node's module cache).
-        NODE_COMPILE_CACHE: path.join(this.#options.data, 'compiled'),
+        NODE_COMPILE_CACHE: path.join(options.data, 'compiled'),
       },
     });
     fs.closeSync(log);
+    // Sending to one that is just dying fails; its exit says all there is to say.
+    child.on('error', () => undefined);
     this.#process = child;
     return child;
   }
@@ -129,9 +135,13 @@ class Child {
       child.once('error', reject);
       child.once('exit', (code, signal) =>
         reject(
-          new RouseError('internal', `the ${this.#role} ended at once (${signal ?? code})`, {
-            advice: `Read ${this.#log}.`,
-          }),
+          new RouseError(
+            'internal',
+            `the ${this.#role} ended at once (${howEnded(code, signal)})`,
+            {
+              advice: `Read ${this.#log}.`,
+            },
+          ),
         ),
       );
     });
@@ -145,31 +155,41 @@ class Child {
       if (lived > supervisorLimits.restartPauseMsMax) {
         this.#pauseMs = supervisorLimits.restartPauseMsMin;
       }
-      this.#say(`The ${this.#role} ended (${how}); it is started again.`);
+      this.#parts.say(`The ${this.#role} ended (${how}); it is started again. Log: ${this.#log}`);
       void this.#again();
     };
-    if (child.exitCode !== null || child.signalCode !== null) return restart('at once');
-    child.once('exit', (code, signal) => restart(signal ?? `exit code ${code}`));
+    if (isGone(child)) return restart('at once');
+    child.once('exit', (code, signal) => restart(howEnded(code, signal)));
   }
 
   async #again(): Promise<void> {
-    await this.#clock.sleep(this.#pauseMs);
+    const { say } = this.#parts;
+    const role = this.#role;
+    await this.#clock.sleep(this.#pauseMs, this.#pause.signal).catch((error: unknown) => {
+      if (!this.#stopping) throw error;
+    });
     this.#pauseMs = Math.min(this.#pauseMs * 2, supervisorLimits.restartPauseMsMax);
     if (this.#stopping) return this.#end();
-    const child = this.#spawn();
+    let child: ChildProcess;
+    try {
+      child = this.#spawn();
+    } catch (error) {
+      // No space for the log, no file descriptor: the other role runs on, this one is tried again.
+      say(`The ${role} cannot be started: ${toRouseError(error, this.#log).message}`);
+      return this.#again();
+    }
     this.#ready(child).then(
-      () => this.#say(`The ${this.#role} runs again (process ${child.pid}).`),
-      (error: unknown) => this.#say(`The ${this.#role} did not start: ${String(error)}`),
+      () => say(`The ${role} runs again (process ${child.pid}).`),
+      (error: unknown) => say(`The ${role} did not start: ${toRouseError(error, role).message}`),
     );
     this.#watch(child);
   }
 
   async stop(): Promise<void> {
     this.#stopping = true;
+    this.#pause.abort();
     const child = this.#process;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) {
-      return this.#end();
-    }
+    if (child === undefined || isGone(child)) return this.#end();
     const gone = new Promise<void>((resolve) => child.once('exit', () => resolve()));
     child.kill('SIGTERM');
     const patience = new AbortController();
@@ -182,4 +202,13 @@ class Child {
     await late;
     this.#end();
   }
+}
+
+/** One that could not be spawned has no process id and never exits. */
+function isGone(child: ChildProcess): boolean {
+  return child.pid === undefined || child.exitCode !== null || child.signalCode !== null;
+}
+
+function howEnded(code: number | null, signal: NodeJS.Signals | null): string {
+  return signal === null ? `exit code ${code}` : `killed by ${signal}`;
 }

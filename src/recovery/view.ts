@@ -90,6 +90,11 @@ function latest(runs: readonly RunView[], kind: string): RunView | undefined {
   return runs.findLast((run) => run.kind === kind);
 }
 
+/** A recovery that was parked and resumed has its last two steps before it again. */
+function sinceOpened(runs: readonly RunView[]): readonly RunView[] {
+  return runs.slice(runs.findLastIndex(({ kind }) => kind === 'recovery.open') + 1);
+}
+
 function outcome(run: RunView | undefined, step: string): Outcome | undefined {
   const result = run?.steps.find(({ name }) => name === step)?.result;
   // Steps of this feature answer objects of this shape (opening.ts).
@@ -97,7 +102,7 @@ function outcome(run: RunView | undefined, step: string): Outcome | undefined {
 }
 
 function relocationOf(parts: ViewParts): Recovery['relocation'] {
-  const run = latest(parts.runs, 'recovery.relocate');
+  const run = latest(sinceOpened(parts.runs), 'recovery.relocate');
   if (run === undefined) {
     const planned = parts.plannedRelocation;
     if (planned === null) return null;
@@ -116,8 +121,8 @@ function relocationOf(parts: ViewParts): Recovery['relocation'] {
 
 function stepsOf(runs: readonly RunView[]): RecoveryStep[] {
   const open = latest(runs, 'recovery.open');
-  const relocate = latest(runs, 'recovery.relocate');
-  const close = latest(runs, 'recovery.close');
+  const relocate = latest(sinceOpened(runs), 'recovery.relocate');
+  const close = latest(sinceOpened(runs), 'recovery.close');
   return stepNames.map((name, index) => {
     const number = index + 1;
     if (number === 13) return cleanUpStep(close);

@@ -45,7 +45,6 @@ export class RecoveryScene {
   readonly hypervisor: MemoryHypervisor;
   readonly proxy = new MemoryProxy([saveset]);
   readonly #directory = mkdtempSync(join(memory, 'rouse-recovery-'));
-  #dead: () => void = () => undefined;
   /** Calls until death; Infinity: it lives. */
   #left = Number.POSITIVE_INFINITY;
   #calls = 0;
@@ -78,15 +77,13 @@ export class RecoveryScene {
     const generation = ++this.#generation;
     this.#left = dieAfter;
     this.#calls = 0;
-    const died = new Promise<'died'>((resolve) => {
-      this.#dead = () => resolve('died');
-    });
+    const { promise: died, resolve: die } = Promise.withResolvers<'died'>();
     const alive = () => generation === this.#generation && this.#left > 0;
     const meet = async () => {
       this.#calls++;
       if (alive()) this.#left--;
       if (alive()) return;
-      this.#dead();
+      die('died');
       await new Promise(() => undefined);
     };
     const clock: Clock = {
