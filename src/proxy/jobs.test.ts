@@ -63,3 +63,14 @@ test('a cancelled job says so, and an unknown one is not found', async () => {
   assert.equal((await jobs.view('job1')).state, 'cancelled');
   await assert.rejects(jobs.view('other'), { code: 'not-found' });
 });
+
+test('a proxy that closes ends its jobs, and says that it is away instead of cancelled', async () => {
+  const { jobs, started } = heldJobs();
+  const { version } = jobs.start(spec);
+  const news = jobs.view('job1', 1_000, version);
+  const closed = jobs.close();
+  await assert.rejects(news, { code: 'proxy-unreachable' });
+  await closed;
+  assert.equal(started[0]?.signal.aborted, true);
+  assert.throws(() => jobs.start(spec), { code: 'proxy-unreachable' });
+});

@@ -21,8 +21,12 @@ class Story {
     return this.#server;
   }
 
-  async wake(): Promise<void> {
+  async start(): Promise<void> {
     this.#server = await this.scene.start();
+  }
+
+  async wake(): Promise<void> {
+    await this.start();
     const request = recoveryRequest.parse({ machine: 'web01', powerOn: true });
     this.id = (await this.server.recoveries.create(request)).id;
   }
@@ -33,6 +37,12 @@ class Story {
       if (view !== 'died') return view;
       await this.#next();
     }
+  }
+
+  /** If the server has died, the next one goes on. */
+  async revive(): Promise<void> {
+    const alive = new Promise<'alive'>((resolve) => setImmediate(() => resolve('alive')));
+    if ((await Promise.race([this.server.died, alive])) === 'died') await this.#next();
   }
 
   async #next(): Promise<void> {
@@ -318,5 +328,73 @@ test('of cancel, relocate and renew at once, the state of one wins and the end i
     const view = await story.until('cancelled', 'done');
     if (view.state === 'cancelled') await story.nothingIsLeft('cancelled');
     else await story.runs('relocated');
+  });
+});
+
+test('cancelled at any moment of a relocation, the machine runs and its place is told right', async () => {
+  const states = new Set<string>();
+  for (let at = 0; at < 14; at++) {
+    await withStory(async (story) => {
+      await story.wake();
+      await story.until('available');
+      await story.server.recoveries.relocate(story.id, { datastore: 'production' });
+      for (let turn = 0; turn < at * 2; turn++) await new Promise((next) => setImmediate(next));
+      await story.server.recoveries.cancel(story.id, { keepWrites: false }).catch((error) => {
+        assert.equal((error as RouseError).code, 'wrong-state', 'only when it is done already');
+      });
+      const { state } = await story.until('available', 'done');
+      states.add(state);
+      await story.runs(`cancelled at ${at}`);
+      const used = await story.scene.hypervisor.datastoreUsers(`rouse-${story.id}`);
+      assert.equal(used.length, state === 'available' ? 1 : 0, `cancelled at ${at}: ${state}`);
+    });
+  }
+  assert.ok(states.has('available'), [...states].join());
+});
+
+test('a full restore to a datastore that is not there fails, and says which there are', async () => {
+  await withStory(async (story) => {
+    await story.start();
+    const request = recoveryRequest.parse({ machine: 'web01', mode: 'new', datastore: 'nowhere' });
+    story.id = (await story.server.recoveries.create(request)).id;
+    const view = await story.until('failed');
+    assert.equal(view.error?.code, 'not-found');
+    assert.match(view.error?.advice ?? '', /--datastore.*production/);
+    await story.nothingIsLeft('no datastore');
+  });
+});
+
+test('killed anywhere at the end of a lease, the machine is off and kept', async () => {
+  const points = await killedEverywhere(1, async (story, dieAt) => {
+    await story.wake();
+    await story.until('available');
+    story.scene.dieAfter(dieAt);
+    await story.ask('available', (server) => server.recoveries.renew(story.id, { leaseMs: 1 }));
+    await story.until('parked');
+    const isOff = async () => (await story.scene.hypervisor.inventory()).machines[0]?.power;
+    while ((await isOff()) !== 'off') {
+      await Promise.race([story.server.died, new Promise((next) => setTimeout(next, 5))]);
+      await story.revive();
+    }
+    // One more meeting after the shutdown: a server that died then has the clean-up time to set.
+    await story.revive();
+    assert.equal(story.scene.proxy.clonesById.size, 1);
+    assert.equal(story.scene.proxy.exportsByClone.size, 1);
+  });
+  assert.ok(points >= 3, `only ${points} points were tried`);
+});
+
+test('a cancel that comes while the first picture is taken is not lost', async () => {
+  await withStory(async (story) => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    story.scene.hypervisor.faults.holdOnce('screenPicture', promise);
+    await story.wake();
+    while (!story.scene.hypervisor.faults.calls.includes('screenPicture')) {
+      await new Promise((next) => setImmediate(next));
+    }
+    await story.cancel('available');
+    resolve();
+    await story.until('cancelled');
+    await story.nothingIsLeft('cancelled while its picture was taken');
   });
 });
