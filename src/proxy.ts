@@ -70,8 +70,8 @@ export async function openProxy(options: ProxyOptions): Promise<Running> {
   return {
     facts: { NFS: `port ${nfs.nfsPort}, portmapper ${nfs.portmapper}`, Vault: config.vault },
     close: async () => {
-      await app.close();
-      await proxy.close();
+      // Ending the jobs answers those who wait for their news, which lets the listener close.
+      await Promise.all([app.close(), proxy.close()]);
     },
   };
 }

@@ -50,7 +50,11 @@ export function preadNoWait(fd: number, target: Uint8Array, position: number): n
   iovec[1] = BigInt(target.length);
   const bytes = Number(libc.preadv2(fd, iovec, 1, position, RWF_NOWAIT));
   if (bytes === target.length) return bytes;
-  if (bytes < 0) return -1;
+  if (bytes < 0) {
+    // Where the file system does not know the flag (tmpfs, and there nothing waits), a plain read.
+    const unsupported = libc.koffi.errno() === libc.koffi.os.errno.EOPNOTSUPP;
+    return unsupported ? fs.readSync(fd, target, 0, target.length, position) : -1;
+  }
   return isEndOfFile(fd, position + bytes) ? bytes : -1;
 }
 

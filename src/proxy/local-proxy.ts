@@ -65,8 +65,8 @@ export class LocalProxy implements Proxy {
     await this.#parts.clones.openAll();
     await this.#exports.load();
     for (const entry of this.#exports.all()) {
+      // The entry of a clone that cannot be opened stays: once it is mended, it is exported again.
       if (this.#parts.clones.has(entry.cloneId)) this.#serve(entry.cloneId, entry.clients);
-      else await this.#exports.remove(entry.cloneId);
     }
     await this.#parts.nfs.start();
   }
@@ -138,7 +138,13 @@ export class LocalProxy implements Proxy {
     if (shared === undefined) {
       // Served first: what is written down must be something that can be served.
       this.#serve(spec.cloneId, spec.clients);
-      await this.#exports.add({ cloneId: spec.cloneId, clients: spec.clients });
+      try {
+        await this.#exports.add({ cloneId: spec.cloneId, clients: spec.clients });
+      } catch (error) {
+        await this.#parts.nfs.removeExport(this.#parts.clones.pathOf(spec.cloneId));
+        await this.#exports.remove(spec.cloneId).catch(() => undefined);
+        throw error;
+      }
     } else if (shared.clients.join() !== spec.clients.join()) {
       throw new RouseError(
         'already-exists',
@@ -155,7 +161,8 @@ export class LocalProxy implements Proxy {
   }
 
   async exports(): Promise<readonly ExportView[]> {
-    return this.#exports.all().map(({ cloneId }) => this.#exportView(cloneId));
+    const served = this.#exports.all().filter(({ cloneId }) => this.#parts.clones.has(cloneId));
+    return served.map(({ cloneId }) => this.#exportView(cloneId));
   }
 
   #exportView(cloneId: string): ExportView {
@@ -182,9 +189,7 @@ export class LocalProxy implements Proxy {
   }
 
   async deleteExport(path: string): Promise<void> {
-    const entry = this.#exports
-      .all()
-      .find(({ cloneId }) => this.#parts.clones.pathOf(cloneId) === path);
+    const entry = this.#exports.all().find(({ cloneId }) => path.endsWith(`/${cloneId}`));
     if (entry === undefined) return;
     await this.#exports.remove(entry.cloneId);
     await this.#parts.nfs.removeExport(path);
