@@ -231,7 +231,10 @@ export class Backups implements BackupService {
   async settled(run: RunView, input: BackupInput): Promise<void> {
     const id = input.backupId;
     const begun = resultOf<{ warnings?: readonly string[] }>(run, 'Begin');
-    const read = resultOf<Pick<BackupRow, 'savesetId' | 'cost' | 'kind'>>(run, 'Read');
+    const read = resultOf<Pick<BackupRow, 'savesetId' | 'cost' | 'kind' | 'consistency'>>(
+      run,
+      'Read',
+    );
     const finish = resultOf<{ warning?: string }>(run, 'Finish');
     // What is stored stays stored, whatever came after it.
     const state = read !== undefined || run.state === 'done' ? 'done' : endOf(run);

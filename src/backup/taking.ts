@@ -149,6 +149,7 @@ async function read(world: BackupWorld, context: Context): Promise<Json> {
     detail: `saveset ${saveset.id}`,
     savesetId: saveset.id,
     kind: saveset.kind,
+    consistency: saveset.consistency,
     cost: { ...saveset.cost },
   };
 }
