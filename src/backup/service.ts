@@ -248,7 +248,12 @@ export class Backups implements BackupService {
       warnings,
       ...(read === undefined
         ? {}
-        : { savesetId: read.savesetId, cost: read.cost, kind: read.kind }),
+        : {
+            savesetId: read.savesetId,
+            cost: read.cost,
+            kind: read.kind,
+            consistency: read.consistency,
+          }),
     });
     this.#jobs.delete(id);
     for (const wake of this.#wakes) wake();

@@ -80,7 +80,7 @@ export function formatDuration(milliseconds: number): string {
 
 /** `1 pack`, `2 packs`. */
 export function plural(count: number, word: string): string {
-  return `${count} ${word}${count === 1 ? '' : 's'}`;
+  return `${count} ${count === 1 ? word : word.replace(/y$/, 'ie') + 's'}`;
 }
 
 /** The word as a shell reads it back, for commands that people copy. */
@@ -179,7 +179,7 @@ export function pick<T extends { readonly id: string; readonly name: string }>(
   if (found.length > 1) {
     const ids = found.map((item) => item.id);
     const advice = `Name one by its id: ${joinOr(ids.slice(0, 5))}.`;
-    const message = `"${word}" is ${found.length} ${what}s`;
+    const message = `"${word}" is ${plural(found.length, what)}`;
     throw new RouseError('bad-request', message, { advice, details: { what, word, ids } });
   }
   throw unknownName(
