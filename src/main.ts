@@ -58,7 +58,7 @@ export async function runServer(options: UpOptions): Promise<void> {
 }
 
 /** What a role has opened, and how all of it is closed. */
-export interface Running {
+interface Running {
   readonly facts: Readonly<Record<string, string | number>>;
   close(): Promise<void>;
 }

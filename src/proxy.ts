@@ -10,7 +10,6 @@ import { createRawWriter } from './formats/raw-output.ts';
 import type { Clock } from './lib/clock.ts';
 import { nodeFiles } from './lib/node-files.ts';
 import type { Random } from './lib/random.ts';
-import type { Running } from './main.ts';
 import { connectNbd } from './nbd/client.ts';
 import { createNfsServer } from './nfs/server.ts';
 import { Clones } from './proxy/clones.ts';
@@ -28,7 +27,13 @@ export interface ProxyOptions {
   readonly random: Random;
 }
 
-export async function openProxy(options: ProxyOptions): Promise<Running> {
+/** What it says of itself when it is ready, and how it ends. */
+export interface OpenedProxy {
+  readonly facts: Readonly<Record<string, string | number>>;
+  close(): Promise<void>;
+}
+
+export async function openProxy(options: ProxyOptions): Promise<OpenedProxy> {
   const { config, log, version, clock } = options;
   const vault = await openTheVault(options);
   const { addresses, port: nfsPort, mountPort, portmap, portmapPort } = config.nfs;
