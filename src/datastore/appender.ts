@@ -84,6 +84,7 @@ export class Appender {
 
   /** One batch of what waits. false: no segment has room; prepare one first. */
   append(maps: readonly PageMap[], syncedSequence: number): boolean {
+    this.#segments.tidy();
     let pages = 0;
     let taken = 0;
     for (const { data } of this.#queue) {
@@ -110,6 +111,7 @@ export class Appender {
 
   /** Copies pages to the end of the log; those that changed meanwhile are left out. */
   appendMoves(moves: readonly Move[], maps: readonly PageMap[], syncedSequence: number): boolean {
+    this.#segments.tidy();
     const segment = this.#segments.roomFor(batchUnits(moves.length, moves.length));
     if (segment === undefined) return false;
     const builder = this.#building;
@@ -142,7 +144,12 @@ export class Appender {
     const batch = { sequence, syncedSequence, time, extents, checksums };
     const header = encodeBatchHeader(batch, segment.header.nonce);
     const start = segment.endUnits;
-    segment.file.writeNow([header, ...builder.buffers], start * unitBytes);
+    try {
+      segment.file.writeNow([header, ...builder.buffers], start * unitBytes);
+    } catch (error) {
+      this.#segments.soil(segment);
+      throw error;
+    }
     this.#segments.unsynced.add(segment);
     this.sequence = sequence;
     const units = header.length / unitBytes + checksums.length * unitsPerPage;

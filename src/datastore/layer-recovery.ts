@@ -168,7 +168,6 @@ async function scanTail(segments: Segments, checkpoint: Checkpoint | undefined):
   const covered = new Map(checkpoint?.segments.map((segment) => [segment.id, segment]));
   const ordered = segments.all().sort((a, b) => a.header.id - b.header.id);
   const batches: FoundBatch[] = [];
-  const ends: SegmentEnd[] = [];
   let syncedSequence = 0;
   let bytes = 0;
   for (const segment of ordered) {
@@ -177,16 +176,34 @@ async function scanTail(segments: Segments, checkpoint: Checkpoint | undefined):
     segment.endUnits = start;
     segment.lastSequence = known?.lastSequence ?? 0;
     let last = segment.lastSequence;
+    // What the checkpoint counts, it knows the place of: anything else of that number is a leftover.
+    if (known !== undefined) last = Math.max(last, checkpoint?.sequence ?? 0);
     for await (const found of batchesOf(segment, start)) {
       if (found.batch.sequence <= last) break;
+      dropLeftovers(batches, found);
       batches.push(found);
       last = found.batch.sequence;
       syncedSequence = Math.max(syncedSequence, found.batch.syncedSequence);
       bytes += unitsOf(found) * unitBytes;
     }
-    ends.push({ segment, last, covered: known !== undefined });
   }
+  const ends = ordered.map((segment): SegmentEnd => {
+    const end = batches.findLast((found) => found.segment === segment);
+    const last = end?.batch.sequence ?? segment.lastSequence;
+    return { segment, last, covered: covered.has(segment.header.id) };
+  });
   return { batches, syncedSequence, bytes, damage: gapsIn(ends, batches, syncedSequence) };
+}
+
+/**
+ * Segments are filled one after the other, so numbers only grow. A batch at the end of a segment
+ * whose number comes again in a later one is what a failed append left behind.
+ */
+function dropLeftovers(batches: FoundBatch[], next: FoundBatch): void {
+  for (let last = batches.at(-1); last !== undefined; last = batches.at(-1)) {
+    if (last.segment === next.segment || last.batch.sequence < next.batch.sequence) return;
+    batches.pop();
+  }
 }
 
 /**

@@ -79,6 +79,8 @@ export class Segments {
   /** A name was created since the last sync of the directory. */
   namesUnsynced = false;
   readonly unsynced = new Set<Segment>();
+  /** Behind its end may lie parts of a batch whose append failed. */
+  #soiled: Segment | undefined;
 
   constructor(files: Files, directory: string, random: Random, segmentBytes: number) {
     this.#endUnitsMax = Math.min(segmentUnits, segmentBytes / unitBytes);
@@ -126,6 +128,27 @@ export class Segments {
     return this.#active;
   }
 
+  /** An append failed, and may have left the beginning of a batch behind the segment's end. */
+  soil(segment: Segment): void {
+    this.#soiled = segment;
+  }
+
+  /**
+   * To be called before anything is appended. The number of a batch that failed is given again: what
+   * is left of it must be gone, as durably as what comes next, or the next opening would take it
+   * for a batch that counts. Throws when it cannot be wiped out; then nothing may be appended.
+   */
+  tidy(): void {
+    const segment = this.#soiled;
+    if (segment === undefined) return;
+    const endBytes = segment.endUnits * unitBytes;
+    if (segment.file.readNow(Buffer.alloc(1), endBytes) !== 0) {
+      segment.file.writeNow([Buffer.alloc(unitBytes)], endBytes);
+      this.unsynced.add(segment);
+    }
+    this.#soiled = undefined;
+  }
+
   /** Nothing more is appended to the active segment, nor to a spare from before. */
   async retireActive(): Promise<void> {
     this.#active = undefined;
@@ -150,6 +173,7 @@ export class Segments {
       this.#slots[segment.header.slot] = undefined;
     }
     this.unsynced.delete(segment);
+    if (this.#soiled === segment) this.#soiled = undefined;
     await segment.file.close();
     await this.#files.remove(segment.path);
   }
