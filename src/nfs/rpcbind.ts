@@ -70,7 +70,9 @@ export async function unregister(
 
 /** PMAPPROC_GETPORT; 0: not registered. */
 async function registeredPort(one: Registration, options: RpcbindOptions): Promise<number> {
-  const socket = await dial({ host: '127.0.0.1', port: options.port });
+  const socket = await dial({ host: '127.0.0.1', port: options.port }).catch((error: unknown) => {
+    throw unreachable(error);
+  });
   try {
     const results = await request(socket, 2, 1, GETPORT, (writer) => {
       for (const value of [one.program, one.version, IPPROTO_TCP, 0]) writer.u32(value);

@@ -101,10 +101,13 @@ async function startRpcbind(): Promise<() => Promise<void>> {
   const child = spawn('rpcbind', ['-f', '-w'], { stdio: 'ignore' });
   const ended = new Promise<void>((resolve) => child.on('close', () => resolve()));
   for (let attempt = 0; attempt < 100; attempt++) {
-    const ready = await access('/run/rpcbind.sock').then(
-      () => true,
-      () => false,
-    );
+    // It listens on its socket first, and on port 111 a moment later.
+    const ready = await access('/run/rpcbind.sock')
+      .then(() => must('rpcinfo', ['-p', '127.0.0.1']))
+      .then(
+        () => true,
+        () => false,
+      );
     if (ready) break;
     await systemClock.sleep(50);
   }
