@@ -112,6 +112,18 @@ test('the linter keeps functions short', () => {
   assert.deepEqual(rules['max-lines-per-function'], ['error', { max: 70 }]);
 });
 
+test('Go of the lab keeps its functions short', () => {
+  const programs = filesBelow('lab').filter((path) => path.endsWith('.go'));
+  assert.ok(programs.length > 0, 'the lab has no Go: take this test out');
+  // gofmt puts both braces of a function at the beginning of a line.
+  const long = programs.flatMap((path) =>
+    [...read(path).matchAll(/^func .*\{\n((?:(?!\}).*\n)*)\}/gm)]
+      .filter(([, body = '']) => body.split('\n').length > 70)
+      .map(([text]) => `${path}: ${text.split('\n')[0]}`),
+  );
+  assert.deepEqual(long, []);
+});
+
 test('only lib/clock.ts reads the clock', () => {
   const clock =
     /\bDate\.now\b|\bperformance\.now\b|\bnew Date\(\s*\)|\bprocess\.hrtime\b|\bDate\(\)/;
@@ -190,7 +202,7 @@ function filesBelow(directory: string): string[] {
   return readdirSync(join(root, directory), { withFileTypes: true }).flatMap((entry) => {
     const path = `${directory}/${entry.name}`;
     if (entry.isDirectory()) return entry.name === 'node_modules' ? [] : filesBelow(path);
-    return /\.(ts|tsx|md)$/.test(entry.name) || /^(setup|run)$/.test(entry.name) ? [path] : [];
+    return /\.(ts|tsx|go|md)$/.test(entry.name) || /^(setup|run)$/.test(entry.name) ? [path] : [];
   });
 }
 
