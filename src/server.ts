@@ -22,6 +22,7 @@ import { proxyClient } from './proxy/client.ts';
 import type { Proxy } from './proxy/port.ts';
 import { instantAccess } from './recovery/instant-access.ts';
 import { listenToLeases } from './recovery/lease.ts';
+import type { ReachableProxy } from './recovery/plan.ts';
 import { inputOf, Recoveries, type RecoveryDesk } from './recovery/service.ts';
 import { ScratchFiles } from './scratch-files.ts';
 import type { Engine } from './workflows/api.ts';
@@ -127,7 +128,12 @@ class Rooms {
 
   #recoveryService(): Recoveries {
     const { config, clock, random } = this.#options;
-    const proxy = { name: config.proxyName, address: config.proxyAddress, calls: this.#proxy };
+    const proxy: ReachableProxy = {
+      name: config.proxyName,
+      address: config.proxyAddress,
+      isAway: false,
+      calls: this.#proxy,
+    };
     const desk: RecoveryDesk = {
       clock,
       random,
@@ -135,7 +141,7 @@ class Rooms {
       engine: this.#engine,
       recoveries: this.#catalog.recoveries,
       device: (savesetId) => this.#deviceOf(savesetId),
-      proxies: () => [proxy],
+      proxies: async () => [proxy],
       hypervisor: (id) => this.#hypervisors.driver(id),
       tell: async (recoveryId, level, kind, message) => {
         const row = await this.#catalog.recoveries.find(recoveryId);

@@ -3,6 +3,7 @@ import { RouseError } from '../errors.ts';
 import type { Clock } from '../lib/clock.ts';
 import type { Database } from './database.ts';
 import { catalogTables } from './migrations/0002-catalog.ts';
+import { proxyTables } from './migrations/0003-proxies.ts';
 import { workflowTables } from './migrations/0001-workflows.ts';
 import type { Tables } from './tables.ts';
 
@@ -15,7 +16,7 @@ export interface Migration {
   up(query: Kysely<Tables>): Promise<void>;
 }
 
-export const migrations: readonly Migration[] = [workflowTables, catalogTables];
+export const migrations: readonly Migration[] = [workflowTables, catalogTables, proxyTables];
 
 export async function migrate(
   database: Database,

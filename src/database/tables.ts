@@ -16,6 +16,10 @@ export interface Tables {
   recoveries: RecoveriesTable;
   backups: BackupsTable;
   events: EventsTable;
+  proxies: ProxiesTable;
+  proxyTokens: ProxyTokensTable;
+  removedProxies: RemovedProxiesTable;
+  mounts: MountsTable;
 }
 
 export interface MigrationsTable {
@@ -146,6 +150,9 @@ export interface RecoveriesTable {
   datastoreName: string | null;
   exportPath: string | null;
   cloneId: string | null;
+  /** The proxy that serves it, and the address at which its host reaches that; null: not chosen. */
+  proxy: string | null;
+  proxyAddress: string | null;
   clients: string;
   /** The machine's id on the hypervisor. */
   hypervisorMachineId: string | null;
@@ -187,4 +194,70 @@ export interface EventsTable {
   subjectId: string | null;
   subjectName: string | null;
   message: string;
+}
+
+/** A worker on the data path; its name is a part of the names of its clones and never changes. */
+export interface ProxiesTable {
+  name: string;
+  /** `embedded`: started by `rouse up` beside the server; `enrolled`: joined over TLS. */
+  kind: 'embedded' | 'enrolled';
+  /** JSON: as hypervisor hosts reach it; empty: any of its machine. */
+  addresses: string;
+  /** Where the server calls it; null: on its unix socket. */
+  callAddress: string | null;
+  callPort: number | null;
+  /** SHA-256 of its certificate; null: it has none. */
+  fingerprint: string | null;
+  /** Of the one that it was given for renewal and has not used yet. */
+  nextFingerprint: string | null;
+  certificateEndMs: number | null;
+  version: string | null;
+  wire: number | null;
+  draining: number;
+  /** JSON: what an administrator says of it, `site` -> `paris`. */
+  labels: string;
+  /** JSON: names of hypervisors, clusters and hosts. */
+  onlyFor: string;
+  neverFor: string;
+  /** JSON: ids of the devices it has access to. */
+  devices: string;
+  /** JSON: what it last said of itself. */
+  status: string | null;
+  heartbeatMs: number | null;
+  /** Its clock less ours. */
+  skewMs: number | null;
+  enrolledMs: number;
+}
+
+/** What lets one proxy join, once. */
+export interface ProxyTokensTable {
+  id: string;
+  secretHash: string;
+  /** null: whatever name it asks for. */
+  proxyName: string | null;
+  createdMs: number;
+  expiresMs: number;
+  usedMs: number | null;
+  usedBy: string | null;
+  /** SHA-256 of the key that joined with it: the same one may ask again when no answer came. */
+  usedKey: string | null;
+}
+
+/** Certificates that were taken back, to say so to whoever still shows one. */
+export interface RemovedProxiesTable {
+  fingerprint: string;
+  name: string;
+  removedMs: number;
+}
+
+/** How mounting from a proxy's address went for a host the last time. */
+export interface MountsTable {
+  proxy: string;
+  address: string;
+  hypervisorId: string;
+  hostId: string;
+  clusterId: string | null;
+  okMs: number | null;
+  failedMs: number | null;
+  error: string | null;
 }

@@ -6,7 +6,7 @@ import type { ExportView } from '../proxy/port.ts';
 import type { Step, StepContext } from '../workflows/api.ts';
 import { cloneIdOf, datastoreNameOf, type ReachableProxy, type RecoveryInput } from './plan.ts';
 import { isProduction } from './production.ts';
-import type { RecoveryWorld } from './world.ts';
+import { proxyOf, type RecoveryWorld } from './world.ts';
 
 /**
  * Step 13, in the only safe order: the machine lets go of the datastore, the host unmounts it, the
@@ -89,9 +89,8 @@ async function hostsWith(
 }
 
 async function dropExport(world: RecoveryWorld, context: Context): Promise<string> {
-  const [proxy] = world.proxies();
-  if (proxy === undefined) throw new RouseError('proxy-unreachable', 'no proxy is known');
   const { recovery, reason } = context.input;
+  const proxy = await proxyOf(world, recovery.recoveryId);
   const path = await removeExport(proxy, cloneIdOf(recovery, proxy.name), {
     clock: world.clock,
     signal: context.signal,
@@ -102,8 +101,7 @@ async function dropExport(world: RecoveryWorld, context: Context): Promise<strin
 
 async function dropClone(world: RecoveryWorld, { input }: Context): Promise<string> {
   if (input.keepWrites) return 'kept with what was written';
-  const [proxy] = world.proxies();
-  if (proxy === undefined) throw new RouseError('proxy-unreachable', 'no proxy is known');
+  const proxy = await proxyOf(world, input.recovery.recoveryId);
   await proxy.calls.deleteClone(cloneIdOf(input.recovery, proxy.name));
   return 'the clone is deleted';
 }

@@ -31,7 +31,7 @@ function opening(world: RecoveryWorld): Workflow<RecoveryInput> {
       step(1, 'Device', (context) => on.findDevice(context)),
       step(2, 'Proxy', (context) => on.chooseProxy(context)),
       step(3, 'Host', (context) => on.chooseHost(context)),
-      step(4, 'Hand over', () => on.handOver()),
+      step(4, 'Hand over', (context) => on.handOver(context)),
       step(5, 'Ask for the copy', (context) => on.askForCopy(context)),
       step(
         6,

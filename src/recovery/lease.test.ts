@@ -72,7 +72,9 @@ class World {
       engine,
       recoveries: catalog.recoveries,
       device: async () => ({ name: 'local', address: '/memory' }),
-      proxies: () => [{ name: 'local', address: '127.0.0.1', calls: this.proxy }],
+      proxies: async () => [
+        { name: 'local', address: '127.0.0.1', isAway: false, calls: this.proxy },
+      ],
       hypervisor: async () => this.hypervisor,
       tell: async (_id, level, kind, message) => {
         this.told.push(`${level} ${kind}`);

@@ -16,7 +16,7 @@ import {
   type RecoveryInput,
 } from './plan.ts';
 import { restoreDisks, type RestoredDisk, undoRestore } from './restoring.ts';
-import type { RecoveryWorld } from './world.ts';
+import { proxyOf, type RecoveryWorld } from './world.ts';
 
 type Context = StepContext<RecoveryInput>;
 
@@ -43,17 +43,22 @@ export class OpeningSteps {
 
   /** 2. The proxy that serves; with several, placement scores them. */
   async chooseProxy({ input }: Context): Promise<Outcome> {
-    const proxy = this.#proxy();
+    const row = await this.#world.recoveries.get(input.recoveryId);
+    const wanted = row.proxy ?? input.proxy ?? null;
+    const proxies = await this.#world.proxies();
+    const proxy = wanted === null ? proxies[0] : proxies.find(({ name }) => name === wanted);
+    if (proxy === undefined) throw new RouseError('proxy-unreachable', 'no proxy is known');
     await this.#world.recoveries.update(input.recoveryId, {
       cloneId: cloneIdOf(input, proxy.name),
+      proxy: proxy.name,
+      proxyAddress: proxy.address,
     });
     return { detail: `${proxy.name}: it reaches the vault and every host`, proxy: proxy.name };
   }
 
-  #proxy(): ReachableProxy {
-    const [proxy] = this.#world.proxies();
-    if (proxy === undefined) throw new RouseError('proxy-unreachable', 'no proxy is known');
-    return proxy;
+  /** The one of step 2. */
+  #proxy({ recoveryId }: RecoveryInput): Promise<ReachableProxy> {
+    return proxyOf(this.#world, recoveryId);
   }
 
   /** 3. The host and every address of it, both families. */
@@ -87,15 +92,15 @@ export class OpeningSteps {
   }
 
   /** 4. The work is the proxy's from here: it must answer. */
-  async handOver(): Promise<Outcome> {
-    const proxy = this.#proxy();
+  async handOver({ input }: Context): Promise<Outcome> {
+    const proxy = await this.#proxy(input);
     const status = await proxy.calls.status();
     return { detail: `${status.name}, process ${status.pid}` };
   }
 
   /** 5. The proxy asks the vault for the saveset. */
   async askForCopy({ input }: Context): Promise<Outcome> {
-    const saveset = await this.#proxy().calls.saveset(input.savesetId);
+    const saveset = await (await this.#proxy(input)).calls.saveset(input.savesetId);
     const sizeBytes = saveset.disks.reduce((sum, disk) => sum + disk.root.sizeBytes, 0);
     return {
       detail: `${plural(saveset.disks.length, 'disk')}, ${formatBytes(sizeBytes)}`,
@@ -106,7 +111,7 @@ export class OpeningSteps {
   /** 6. The clone, in constant time. */
   async clone({ input }: Context): Promise<Outcome> {
     if (input.mode === 'new') return skipped('the disks are written out instead');
-    const proxy = this.#proxy();
+    const proxy = await this.#proxy(input);
     const clone = await proxy.calls.createClone({
       cloneId: cloneIdOf(input, proxy.name),
       mtree: input.mtree,
@@ -124,7 +129,7 @@ export class OpeningSteps {
 
   async dropClone({ input }: Context): Promise<void> {
     if (input.resumed) return;
-    const proxy = this.#proxy();
+    const proxy = await this.#proxy(input);
     await proxy.calls.deleteClone(cloneIdOf(input, proxy.name));
   }
 
@@ -132,7 +137,7 @@ export class OpeningSteps {
   async share(context: Context): Promise<Outcome> {
     const { input } = context;
     if (input.mode === 'new') return skipped('nothing is exported');
-    const proxy = this.#proxy();
+    const proxy = await this.#proxy(input);
     const exported = await proxy.calls.createExport({
       cloneId: cloneIdOf(input, proxy.name),
       clients: chosenHost(context).addresses,
@@ -148,7 +153,8 @@ export class OpeningSteps {
   }
 
   async dropShare(context: Context): Promise<void> {
-    await removeExport(this.#proxy(), cloneIdOf(context.input, this.#proxy().name), {
+    const proxy = await this.#proxy(context.input);
+    await removeExport(proxy, cloneIdOf(context.input, proxy.name), {
       clock: this.#world.clock,
       signal: context.signal,
       // A parked publication was mounted by clients, and may still be.
@@ -162,11 +168,12 @@ export class OpeningSteps {
     if (input.mode === 'publish') return skipped('the clients mount it themselves');
     const hypervisor = await this.#hypervisor(input);
     if (input.mode === 'new') {
-      const disks = await restoreDisks(hypervisor, this.#proxy(), context);
+      const disks = await restoreDisks(hypervisor, await this.#proxy(input), context);
       const place = disks.map(({ target }) => target.path).join(', ');
       return { detail: `written to ${place}`, disks: disks as unknown as Json };
     }
-    const spec = datastoreSpec(input, sharedExport(context), this.#proxy().address);
+    const { address } = await this.#proxy(input);
+    const spec = datastoreSpec(input, sharedExport(context), address);
     const host = chosenHost(context);
     await hypervisor.mountDatastore(host.id, spec);
     await this.#world.recoveries.update(input.recoveryId, { datastoreName: spec.name });
@@ -177,7 +184,7 @@ export class OpeningSteps {
     const { input } = context;
     if (input.mode === 'publish') return;
     const hypervisor = await this.#hypervisor(input);
-    if (input.mode === 'new') return undoRestore(hypervisor, this.#proxy(), context);
+    if (input.mode === 'new') return undoRestore(hypervisor, await this.#proxy(input), context);
     await hypervisor.unmountDatastore(chosenHost(context).id, datastoreNameOf(input));
   }
 
@@ -186,7 +193,7 @@ export class OpeningSteps {
     const { input } = context;
     if (input.mode === 'publish') return skipped('no machine is registered');
     const hypervisor = await this.#hypervisor(input);
-    const proxy = this.#proxy();
+    const proxy = await this.#proxy(input);
     const saveset = await proxy.calls.saveset(input.savesetId);
     const spec = await configureSpec(context, proxy, saveset);
     const configured = hypervisor.configure(spec);

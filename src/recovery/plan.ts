@@ -16,6 +16,8 @@ export type RecoveryInput = {
   readonly hypervisorId: string | null;
   /** As asked for; null: chosen in step 3. */
   readonly host: string | null;
+  /** The proxy asked for; null: chosen in step 2. Missing in what was asked before there were several. */
+  readonly proxy?: string | null;
   readonly clients: readonly string[];
   readonly powerOn: boolean;
   readonly identity: {
@@ -76,6 +78,8 @@ export interface ReachableProxy {
   readonly name: string;
   /** As hypervisor hosts reach it. */
   readonly address: string;
+  /** It has not been heard of for a while: what can do without it, does not ask it. */
+  readonly isAway: boolean;
   readonly calls: Proxy;
 }
 

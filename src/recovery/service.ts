@@ -22,7 +22,7 @@ import type {
   RenewRequest,
 } from './schema.ts';
 import { recoveryView, stepNames } from './view.ts';
-import { type RecoveryWorld, submitNext } from './world.ts';
+import { proxyOf, type RecoveryWorld, submitNext } from './world.ts';
 
 /** What the service needs of the rest of the server, besides the world of its steps. */
 export interface RecoveryDesk extends RecoveryWorld {
@@ -32,8 +32,8 @@ export interface RecoveryDesk extends RecoveryWorld {
   chooseHypervisor(reference: string | undefined, machineId: string): Promise<string | null>;
   hypervisorName(id: string): Promise<string>;
   savesetView(saveset: Saveset): SavesetView;
-  /** Enters a new saveset in the catalog. */
-  savesetStored(saveset: Saveset): Promise<void>;
+  /** Enters a new saveset, stored by that proxy, in the catalog. */
+  savesetStored(saveset: Saveset, proxy: string): Promise<void>;
   picture(recoveryId: string): Promise<Buffer | undefined>;
 }
 
@@ -99,7 +99,7 @@ export class Recoveries implements RecoveryService {
     recoveryId: string,
   ): Promise<RecoveryInput> {
     const { random, clock } = this.#desk;
-    this.#refuseUnknownProxy(request.proxy);
+    const proxy = await this.#knownProxy(request.proxy);
     const hypervisorId =
       request.mode === 'publish'
         ? null
@@ -119,6 +119,7 @@ export class Recoveries implements RecoveryService {
       name: request.name ?? saveset.machine.name,
       hypervisorId,
       host: request.host ?? null,
+      proxy,
       clients: request.clients ?? [],
       powerOn: request.powerOn,
       identity: { keep: request.identity === 'keep', uuid: random.uuid(), macs },
@@ -132,9 +133,10 @@ export class Recoveries implements RecoveryService {
     };
   }
 
-  #refuseUnknownProxy(wanted: string | undefined): void {
-    const known = this.#desk.proxies().map(({ name }) => ({ id: name, name }));
-    if (wanted !== undefined) pick('proxy', wanted, known);
+  async #knownProxy(wanted: string | undefined): Promise<string | null> {
+    if (wanted === undefined) return null;
+    const known = (await this.#desk.proxies()).map(({ name }) => ({ id: name, name }));
+    return pick('proxy', wanted, known, 'rouse proxy list').name;
   }
 
   async #refuseDuplicate(input: RecoveryInput): Promise<void> {
@@ -156,8 +158,8 @@ export class Recoveries implements RecoveryService {
     const saveset = await this.#desk.chooseSaveset(request);
     const input = await this.#input(request, saveset, 'dry-run');
     await this.#refuseDuplicate(input);
-    const [proxy] = this.#desk.proxies();
-    const proxyName = proxy?.name ?? null;
+    const [proxy] = await this.#desk.proxies();
+    const proxyName = input.proxy ?? proxy?.name ?? null;
     const choice = await this.#planHost(input);
     const active: number[] = { instant: [], publish: [8, 9, 10], new: [6, 7] }[input.mode];
     return {
@@ -234,7 +236,7 @@ export class Recoveries implements RecoveryService {
     const input = inputOf(row);
     const runs = await this.#desk.engine.runs({ subject: row.id });
     const ended = endedStates.includes(row.state);
-    const clones = ended ? [] : await this.#clones();
+    const clones = ended ? [] : await this.#clones(row.proxy);
     return recoveryView({
       row,
       runs,
@@ -250,9 +252,11 @@ export class Recoveries implements RecoveryService {
   }
 
   /** A proxy that restarts must not make a recovery's page fail. */
-  async #clones() {
+  async #clones(proxy: string | null) {
+    const known = (await this.#desk.proxies()).find(({ name }) => name === proxy);
+    if (known === undefined || known.isAway) return [];
     try {
-      return (await this.#desk.proxies()[0]?.calls.clones()) ?? [];
+      return await known.calls.clones();
     } catch (error) {
       if (!isRouseError(error)) throw error;
       return [];
@@ -370,12 +374,12 @@ export class Recoveries implements RecoveryService {
     const wanted = request.datastore ?? input.relocateTo;
     if (wanted === null) throw noTarget();
     const hostId = await this.hostId(row.id);
-    const [proxy] = this.#desk.proxies();
     const shared = await this.#result(row.id, 'Export');
     const { hypervisorId, hypervisorMachineId } = row;
-    if (!hypervisorId || !hypervisorMachineId || !hostId || !proxy || shared === undefined) {
+    if (!hypervisorId || !hypervisorMachineId || !hostId || shared === undefined) {
       throw new RouseError('wrong-state', `recovery ${row.id} has no machine to relocate`);
     }
+    const proxy = await proxyOf(this.#desk, row.id);
     const hypervisor = await this.#desk.hypervisor(hypervisorId);
     const { datastores } = await hypervisor.inventory();
     const to = pick('datastore', wanted, datastores);

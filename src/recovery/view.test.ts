@@ -16,6 +16,8 @@ const row: RecoveryRow = {
   hypervisorMachineId: null,
   host: null,
   cloneId: null,
+  proxy: 'local',
+  proxyAddress: '127.0.0.1',
   exportPath: null,
   datastoreName: null,
   createdMs: 1,

@@ -41,7 +41,6 @@ type Outcome = {
   readonly address?: string;
   readonly nfsPort?: number;
   readonly mountPort?: number;
-  readonly proxy?: string;
   readonly disks?: Recovery['disks'];
 };
 
@@ -60,7 +59,7 @@ export function recoveryView(parts: ViewParts): Recovery {
     name: row.name,
     hypervisor: parts.hypervisorName,
     host: row.host,
-    proxy: outcome(open, 'Proxy')?.proxy ?? null,
+    proxy: row.proxy,
     datastore: row.datastoreName,
     clonePath: cloned?.path ?? null,
     export: gone ? null : exportOf(shared),

@@ -1,3 +1,4 @@
+import { RouseError } from '../errors.ts';
 import type { Recoveries } from '../catalog/recoveries.ts';
 import type { Hypervisor } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
@@ -30,7 +31,8 @@ export interface RecoveryWorld {
   readonly recoveries: Recoveries;
   /** The device that holds a saveset: which proxy reaches it, and where it lies. */
   device(savesetId: string): Promise<{ readonly name: string; readonly address: string }>;
-  proxies(): readonly ReachableProxy[];
+  /** Every proxy, those that are away as well. */
+  proxies(): Promise<readonly ReachableProxy[]>;
   hypervisor(id: string): Promise<Hypervisor>;
   /** A line in the log of events, and for those who watch. */
   tell(
@@ -41,4 +43,22 @@ export interface RecoveryWorld {
   ): Promise<void>;
   /** Keeps the machine's last picture. */
   keepPicture(recoveryId: string, png: Buffer): Promise<void>;
+}
+
+/**
+ * The proxy that this recovery was given in step 2: what lies there is found nowhere else. Throws
+ * `proxy-unreachable` when none was chosen, `not-found` when it was removed since.
+ */
+export async function proxyOf(world: RecoveryWorld, recoveryId: string): Promise<ReachableProxy> {
+  const { proxy: name, proxyAddress } = await world.recoveries.get(recoveryId);
+  if (name === null) {
+    throw new RouseError('proxy-unreachable', `no proxy was chosen for recovery ${recoveryId}`);
+  }
+  const proxy = (await world.proxies()).find((known) => known.name === name);
+  if (proxy === undefined) {
+    throw new RouseError('not-found', `proxy ${name} was removed, and holds what this needs`, {
+      advice: `Enrol it again under its name: rouse proxy token --name ${name}`,
+    });
+  }
+  return proxyAddress === null ? proxy : { ...proxy, address: proxyAddress };
 }

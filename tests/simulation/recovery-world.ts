@@ -195,7 +195,7 @@ export class Running {
       engine,
       recoveries: catalog.recoveries,
       device: async () => ({ name: 'local', address: '/memory' }),
-      proxies: () => [{ name: 'local', address: '127.0.0.1', calls: proxy }],
+      proxies: async () => [{ name: 'local', address: '127.0.0.1', isAway: false, calls: proxy }],
       hypervisor: async () => hypervisor,
       tell: async (_id, level, kind) => void running?.told.push(`${level} ${kind}`),
       keepPicture: async () => undefined,
