@@ -164,6 +164,9 @@ export const recoveryLimits = {
   silenceWaitMsMax: 60_000,
   /** With the engine's pauses of up to a minute: about a week of trying, in doubt exporting. */
   cleaningAttemptsMax: 10_000,
+  /** A guest that has an agent says within this that it sees a new disk; most take a second. */
+  guestSeesMsMax: 15_000,
+  guestSeesPollMs: 500,
   /** A restored disk is sparse; a datastore with a tenth of its size free may do, less will not. */
   restoreFreeShare: 0.1,
 } as const;
@@ -277,6 +280,16 @@ export const libvirtLimits = {
   powerPollMs: 200,
   /** A guest that has not let go of a disk by then is asked again by a person. */
   detachMsMax: 15_000,
+  /** Targets of a virtio-scsi controller (QEMU's max_target is 255), one disk each. */
+  scsiTargetsMax: 256,
+  /** Slots of one PCI bus (PCI 3.0, 3.2.2.3.2: five bits). */
+  pciSlotsMax: 32,
+  /** sda to sdzzz: more than all controllers hold. */
+  diskNamesMax: 18_278,
+  /** One question to the guest's agent; a busy guest answers within a second or two. */
+  agentSeconds: 5,
+  /** Disks, partitions and file systems of one guest that are looked at. */
+  guestDisksMax: 4_096,
   /** A block job, a backup job or a guest that was told to end does so within this. */
   endingMsMax: 30_000,
   /** Saved nvram: OVMF's variables are 528 KiB, 4 MiB builds 540 KiB; ARM pads to 64 MiB. */

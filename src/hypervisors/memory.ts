@@ -13,6 +13,7 @@ import type {
   Datastore,
   DatastoreSpec,
   DiskTarget,
+  GuestDisk,
   Host,
   Hypervisor,
   Inventory,
@@ -25,7 +26,9 @@ import type {
   RelocateSpec,
   RelocateWatch,
   TestReport,
+  Traces,
 } from './port.ts';
+import { tracesOf } from './memory-traces.ts';
 
 /**
  * A hypervisor that lives in memory, for tests: the same contract as the real drivers
@@ -253,9 +256,10 @@ export class MemoryHypervisor implements Hypervisor {
       const there = machine.disks.find((disk) => disk.source === source);
       if (there !== undefined) return there.name;
       const name = freeDeviceName(machine.disks.map((disk) => disk.name));
-      const { sizeBytes } = spec;
+      const { sizeBytes, serial } = spec;
       const datastore = spec.datastore.name;
-      machine.disks = [...machine.disks, { name, sizeBytes, format: 'raw', source, datastore }];
+      const disk = { name, sizeBytes, format: 'raw', source, datastore, serial };
+      machine.disks = [...machine.disks, disk];
       return name;
     });
   }
@@ -267,6 +271,17 @@ export class MemoryHypervisor implements Hypervisor {
         machine.disks = machine.disks.filter((disk) => disk.name !== device);
       }
     });
+  }
+
+  guestDisks(machineId: string): Promise<readonly GuestDisk[] | undefined> {
+    return this.#call('guestDisks', () => {
+      const { agent, disks } = this.#find(machineId);
+      return agent?.(disks);
+    });
+  }
+
+  traces(): Promise<Traces> {
+    return this.#call('traces', () => tracesOf([...this.#machines.values()], this.#backups));
   }
 
   beginBackup(spec: BackupSpec): Promise<BackupSource> {
@@ -364,6 +379,8 @@ export interface MemoryMachine {
   readonly networks: MachineDetail['networks'];
   power: PowerState;
   disks: readonly MemoryDisk[];
+  /** What an agent in its guest says of its disks; without one, nothing does. */
+  agent?: (disks: readonly MemoryDisk[]) => readonly GuestDisk[];
 }
 
 export interface MemoryDisk extends MachineDisk {
@@ -442,11 +459,12 @@ function summaryOf(machine: MemoryMachine): MachineSummary {
 
 function detailOf(machine: MemoryMachine): MachineDetail {
   const { configuration, networks } = machine;
-  const disks = machine.disks.map(({ name, sizeBytes, format, source }) => ({
+  const disks = machine.disks.map(({ name, sizeBytes, format, source, serial }) => ({
     name,
     sizeBytes,
     format,
     source,
+    ...(serial === undefined ? {} : { serial }),
   }));
   return { ...summaryOf(machine), disks, configuration, networks };
 }

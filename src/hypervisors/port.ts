@@ -43,9 +43,16 @@ export interface Hypervisor {
   /** Aborts a copy that a cancelled or killed relocation left running; no error without one. */
   stopRelocation(machineId: string): Promise<void>;
 
-  /** FLR: the guest of a running machine sees a new disk. Returns its device name. */
+  /**
+   * FLR: the guest of a running machine sees a new disk, until it is detached or the machine is
+   * powered off. Returns its device name; a disk that is there already is found by its source. A
+   * controller is added when those of the machine are full, and goes with the last disk on it.
+   */
   attachDisk(machineId: string, spec: AttachSpec): Promise<string>;
+  /** No error when it is gone already. `time-out` when the guest does not let go of it. */
   detachDisk(machineId: string, device: string): Promise<void>;
+  /** What the agent in the guest says of the machine's disks; undefined: no agent answers. */
+  guestDisks(machineId: string): Promise<readonly GuestDisk[] | undefined>;
 
   /** Backup of a running or stopped machine; see BackupSource. */
   beginBackup(spec: BackupSpec): Promise<BackupSource>;
@@ -54,6 +61,9 @@ export interface Hypervisor {
   /** Directory or datastore access for a full restore: where new disks may be written. */
   createDisk(datastoreId: string, spec: CreateDiskSpec): Promise<DiskTarget>;
   removeDisk(target: DiskTarget): Promise<void>;
+
+  /** Everything there that looks like ours, for the reconciler. Changes nothing. */
+  traces(): Promise<Traces>;
 }
 
 export interface TestReport {
@@ -119,6 +129,45 @@ export interface MachineDisk {
   readonly sizeBytes: number;
   readonly format: string;
   readonly source: string;
+  /** As the guest can read it; missing: none was given. */
+  readonly serial?: string;
+}
+
+/** A disk of a machine as its guest sees it. */
+export interface GuestDisk {
+  /** As in `MachineDisk.name`. */
+  readonly name: string;
+  /** As the guest calls it: `/dev/sdb`, `PhysicalDrive1`. */
+  readonly seenAs: string;
+  /** Where the guest has mounted file systems of it. */
+  readonly mounts: readonly string[];
+}
+
+/** What may be ours, with what proves or disproves it; deciding is the reconciler's. */
+export interface Traces {
+  /** Machines that carry a mark (`ConfigureSpec.mark`). */
+  readonly machines: readonly {
+    readonly id: string;
+    readonly name: string;
+    readonly power: PowerState;
+    readonly mark: string;
+  }[];
+  /** Disks of any machine that lie on an NFS export: registered with them, or attached. */
+  readonly disks: readonly {
+    readonly machineId: string;
+    readonly machineName: string;
+    readonly power: PowerState;
+    readonly device: string;
+    /** `server:/path` of the disk's file, spelt as in `Datastore.location`. */
+    readonly location: string;
+  }[];
+  /** Backup jobs, snapshots and checkpoints that are named as `beginBackup` names them. */
+  readonly backups: readonly {
+    readonly machineId: string;
+    readonly machineName: string;
+    readonly token: string;
+    readonly kind: 'job' | 'snapshot' | 'checkpoint';
+  }[];
 }
 
 export interface DatastoreSpec {
@@ -200,8 +249,10 @@ export interface RelocateResult {
 
 export interface AttachSpec {
   readonly datastore: DatastoreSpec;
+  /** The flat file, below the export; its descriptor lies beside it, without `-flat`. */
   readonly path: string;
   readonly sizeBytes: number;
+  /** At most 20 characters, which is what virtio-blk carries; where disks have none, ignored. */
   readonly serial: string;
 }
 

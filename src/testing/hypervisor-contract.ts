@@ -141,6 +141,12 @@ function describeRegistration(world: World): void {
     assert.deepEqual(await hypervisor.datastoreUsers(datastore.name), [id]);
     assert.equal(await hypervisor.findMarked(spec.mark), id);
     assert.equal(await hypervisor.findMarked('another-recovery'), undefined);
+    const { machines, disks } = await hypervisor.traces();
+    assert.deepEqual(
+      machines.filter(({ mark }) => mark === spec.mark),
+      [{ id, name: 'contract-register', power: 'off', mark: spec.mark }],
+    );
+    assert.ok(disks.some((one) => one.machineId === id && one.location.includes(datastore.path)));
     await rejectsWith('busy', hypervisor.unmountDatastore(hostId, datastore.name));
     await hypervisor.unregister(id);
     assert.equal(await hypervisor.findMarked(spec.mark), undefined);
@@ -235,7 +241,17 @@ function describeDisks(world: World): void {
     const device = await hypervisor.attachDisk(sourceMachineId, spec);
     assert.equal(await hypervisor.attachDisk(sourceMachineId, spec), device);
     const during = await hypervisor.machine(sourceMachineId);
-    assert.equal(during.disks.find((one) => one.name === device)?.sizeBytes, disk.sizeBytes);
+    const attached = during.disks.find((one) => one.name === device);
+    assert.equal(attached?.sizeBytes, disk.sizeBytes);
+    const seen = await hypervisor.guestDisks(sourceMachineId);
+    assert.ok(seen === undefined || seen.every(({ name }) => name !== ''), 'or no agent answers');
+    const { disks } = await hypervisor.traces();
+    const traced = disks.filter(({ location }) => location.includes(datastore.path));
+    assert.deepEqual(
+      traced.map((one) => [one.machineId, one.power, one.device]),
+      [[sourceMachineId, 'on', device]],
+    );
+    assert.ok(traced[0]?.location.startsWith(`${datastore.server}:${datastore.path}/${folder}/`));
     assert.deepEqual(await hypervisor.datastoreUsers(datastore.name), [sourceMachineId]);
     await rejectsWith('busy', hypervisor.unmountDatastore(hostId, datastore.name));
     await hypervisor.detachDisk(sourceMachineId, device);
@@ -270,10 +286,17 @@ function describeBackup(world: World): void {
     assert.ok(source.files.length > 0, 'the configuration is part of it');
     const again = await hypervisor.beginBackup(spec);
     assert.deepEqual(again.disks.length, source.disks.length);
+    const { backups } = await hypervisor.traces();
+    assert.ok(
+      backups.some((one) => one.machineId === machine.id && one.token === spec.token),
+      'a backup that runs leaves a trace',
+    );
     const other = { ...spec, token: 'contract-token-2' };
     await rejectsWith('busy', hypervisor.beginBackup(other));
     await hypervisor.endBackup(sourceMachineId, 'contract-token-1', 'failed');
     await hypervisor.endBackup(sourceMachineId, 'contract-token-1', 'failed');
+    const ended = (await hypervisor.traces()).backups;
+    assert.ok(!ended.some((one) => one.token === spec.token), 'and none once it has ended');
     assert.equal((await hypervisor.beginBackup(other)).kind, 'full');
     await hypervisor.endBackup(sourceMachineId, 'contract-token-2', 'failed');
   });

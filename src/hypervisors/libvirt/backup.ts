@@ -2,7 +2,13 @@ import { mkdir, readFile, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { RouseError, isRouseError, toRouseError } from '../../errors.ts';
 import { libvirtLimits } from '../../limits.ts';
-import type { BackupDiskSource, BackupSource, BackupSpec, MachineDetail } from '../port.ts';
+import type {
+  BackupDiskSource,
+  BackupSource,
+  BackupSpec,
+  MachineDetail,
+  PowerState,
+} from '../port.ts';
 import { domainXml, requireLocal } from './context.ts';
 import type { LibvirtContext } from './context.ts';
 import { domainDisks } from './domain.ts';
@@ -248,6 +254,21 @@ async function changesSince(
     .filter((disk) => attribute(disk, 'checkpoint') === 'bitmap')
     .map((disk) => attribute(disk, 'name') ?? '');
   return { disks: new Set(recorded) };
+}
+
+/** Jobs and checkpoints that are named as `beginBackup` names them. */
+export async function backupTraces(
+  context: LibvirtContext,
+  machine: string,
+  power: PowerState,
+): Promise<readonly { readonly token: string; readonly kind: 'job' | 'checkpoint' }[]> {
+  const job = power === 'off' ? undefined : await backupJob(context, machine);
+  const socket = attribute(child(job, 'server'), 'socket') ?? '';
+  const running = /\/rouse-([\w.-]+)\.sock$/u.exec(socket)?.[1];
+  const made = (await checkpoints(context, machine))
+    .filter((name) => name.startsWith(checkpointPrefix))
+    .map((name) => ({ token: name.slice(checkpointPrefix.length), kind: 'checkpoint' as const }));
+  return running === undefined ? made : [{ token: running, kind: 'job' }, ...made];
 }
 
 async function checkpoints(context: LibvirtContext, machine: string): Promise<string[]> {

@@ -10,6 +10,7 @@ import type {
   Datastore,
   DatastoreSpec,
   DiskTarget,
+  GuestDisk,
   Host,
   Hypervisor,
   Inventory,
@@ -20,7 +21,10 @@ import type {
   RelocateSpec,
   RelocateWatch,
   TestReport,
+  Traces,
 } from '../port.ts';
+import { guestDisks } from './agent.ts';
+import { attachDisk, detachDisk, dropEmptyController } from './attach.ts';
 import { beginBackup, endBackup } from './backup.ts';
 import { configureDomain } from './configure.ts';
 import { mountPathOf, mountedNamed, placeOf } from './context.ts';
@@ -39,6 +43,7 @@ import type { KvmVerdict } from './kvm.ts';
 import * as machines from './machines.ts';
 import { relocate, stopRelocation } from './relocate.ts';
 import { LibvirtStateFile } from './state.ts';
+import { traces } from './traces.ts';
 import { Virsh } from './virsh.ts';
 import { parseXml } from './xml.ts';
 
@@ -122,6 +127,7 @@ export class LibvirtHypervisor implements Hypervisor {
         details: { users },
       });
     }
+    await dropEmptyController(this.#context, name);
     await unmountDatastore(this.#context, name);
   }
 
@@ -198,11 +204,19 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 
   attachDisk(machineId: string, spec: AttachSpec): Promise<string> {
-    return machines.attachDisk(this.#context, machineId, spec);
+    return attachDisk(this.#context, machineId, spec);
   }
 
   detachDisk(machineId: string, device: string): Promise<void> {
-    return machines.detachDisk(this.#context, machineId, device);
+    return detachDisk(this.#context, machineId, device);
+  }
+
+  guestDisks(machineId: string): Promise<readonly GuestDisk[] | undefined> {
+    return guestDisks(this.#context, machineId);
+  }
+
+  traces(): Promise<Traces> {
+    return traces(this.#context);
   }
 
   async beginBackup(spec: BackupSpec): Promise<BackupSource> {

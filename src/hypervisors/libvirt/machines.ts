@@ -3,14 +3,7 @@ import { posix } from 'node:path';
 import { RouseError, isRouseError } from '../../errors.ts';
 import { runChecked } from '../../lib/command.ts';
 import { libvirtLimits } from '../../limits.ts';
-import type {
-  AttachSpec,
-  MachineDetail,
-  MachineSummary,
-  PowerState,
-  RegisterSpec,
-} from '../port.ts';
-import { diskSource } from './configure.ts';
+import type { MachineDetail, MachineSummary, PowerState, RegisterSpec } from '../port.ts';
 import { domainText, domainXml, placeOf } from './context.ts';
 import type { LibvirtContext } from './context.ts';
 import { qemuNfsUrl } from './datastores.ts';
@@ -25,17 +18,7 @@ import {
 } from './domain.ts';
 import type { DatastorePlace, DomainDisk } from './domain.ts';
 import { pictureToPng } from './png.ts';
-import {
-  attribute,
-  child,
-  childrenNamed,
-  element,
-  find,
-  parseXml,
-  remove,
-  text,
-  writeXml,
-} from './xml.ts';
+import { attribute, child, childrenNamed, find, parseXml, remove, text, writeXml } from './xml.ts';
 import type { XmlElement } from './xml.ts';
 
 export async function listMachines(
@@ -80,11 +63,12 @@ export async function machineDetail(
     networks: domainNetworks(live),
     disks: domainDisks(live)
       .filter((disk) => disk.device === 'disk')
-      .map(({ name, format, source }) => ({
+      .map(({ name, format, source, serial }) => ({
         name,
         format,
         source,
         sizeBytes: sizes.get(name) ?? 0,
+        ...(serial === '' ? {} : { serial }),
       })),
   };
 }
@@ -302,94 +286,4 @@ export async function screenPicture(
     ...['--domain', machine, '--file', file],
   ]);
   return pictureToPng(picture);
-}
-
-/** A new disk for the guest; found again by its source. */
-export async function attachDisk(
-  context: LibvirtContext,
-  machine: string,
-  spec: AttachSpec,
-): Promise<string> {
-  const domain = await domainXml(context, machine);
-  const disks = domainDisks(domain);
-  const place = placeOf(context, spec.datastore);
-  const source = diskSource(spec.datastore, spec.path, place.mountPath);
-  const wanted = element('disk', {}, [source]);
-  const sourceText = diskSourceText(wanted);
-  const there = disks.find((disk) => disk.source === sourceText);
-  if (there !== undefined) return there.name;
-  const onScsi = childrenNamed(child(domain, 'devices'), 'controller').some(
-    (node) =>
-      attribute(node, 'type') === 'scsi' &&
-      attribute(node, 'model')?.startsWith('virtio-') === true,
-  );
-  const name = freeName(onScsi ? 'sd' : 'vd', disks);
-  const type = place.mountPath === undefined ? 'network' : 'file';
-  const node = element('disk', { type, device: 'disk' }, [
-    element('driver', { name: 'qemu', type: 'raw' }),
-    source,
-    element('target', { dev: name, bus: onScsi ? 'scsi' : 'virtio' }),
-    // QEMU cuts a virtio-blk serial at 20 characters (virtio 1.2, 5.2.6).
-    element('serial', {}, [spec.serial.slice(0, 20)]),
-  ]);
-  const scope = (await powerState(context, machine)) === 'off' ? '--config' : '--live';
-  await context.virsh.withXml([writeXml(node)], (file = '') => [
-    'attach-device',
-    ...['--domain', machine, '--file', file, scope],
-  ]);
-  return name;
-}
-
-function diskSourceText(disk: XmlElement): string {
-  const devices = element('devices', {}, [disk]);
-  return domainDisks(element('domain', {}, [devices]))[0]?.source ?? '';
-}
-
-function freeName(prefix: 'sd' | 'vd', disks: readonly DomainDisk[]): string {
-  for (let letter = 97; letter <= 122; letter += 1) {
-    const name = `${prefix}${String.fromCharCode(letter)}`;
-    if (!disks.some((disk) => disk.name === name)) return name;
-  }
-  throw new RouseError('hypervisor-error', 'the machine has no free disk name');
-}
-
-/** Resolves when the guest has let go; a guest that mounts the disk can refuse. */
-export async function detachDisk(
-  context: LibvirtContext,
-  machine: string,
-  device: string,
-): Promise<void> {
-  const steps = Math.ceil(libvirtLimits.detachMsMax / libvirtLimits.powerPollMs);
-  for (let step = 0; step < steps; step += 1) {
-    const scopes = await scopesWith(context, machine, device);
-    if (scopes.length === 0) return;
-    // Asked again every few seconds: a guest that was still booting ignores the first time.
-    if (step % 20 === 0) {
-      for (const scope of scopes) {
-        const values = ['detach-disk', '--domain', machine, '--target', device, scope];
-        await context.virsh.runUnless(/not found|already in the process of unplug/u, values);
-      }
-    }
-    await context.clock.sleep(libvirtLimits.powerPollMs);
-  }
-  throw new RouseError('time-out', `the guest of ${machine} does not let go of disk ${device}`, {
-    advice: 'Unmount it in the guest, or power the machine off.',
-  });
-}
-
-async function scopesWith(
-  context: LibvirtContext,
-  machine: string,
-  device: string,
-): Promise<readonly string[]> {
-  try {
-    const has = (domain: XmlElement) => domainDisks(domain).some((disk) => disk.name === device);
-    const isOn = (await powerState(context, machine)) !== 'off';
-    const scopes = isOn && has(await domainXml(context, machine)) ? ['--live'] : [];
-    const stored = has(await domainXml(context, machine, '--inactive'));
-    return stored ? [...scopes, '--config'] : scopes;
-  } catch (error) {
-    if (isRouseError(error, 'not-found')) return [];
-    throw error;
-  }
 }
