@@ -16,6 +16,12 @@ export interface GuestDomain {
   readonly type?: 'qemu' | 'kvm';
   /** Default pc: it boots faster in software emulation. */
   readonly chipset?: 'pc' | 'q35';
+  /** Default true: a virtio-scsi controller, which takes disks while the guest runs. */
+  readonly scsi?: boolean;
+  /** q35: root ports, of which disk, card and channel take one each; default 10. */
+  readonly ports?: number;
+  /** A channel for the guest's agent (qemu-ga). */
+  readonly agentChannel?: boolean;
   readonly mac?: string;
   /** Default none: a card that is plugged into nothing but QEMU's user network. */
   readonly network?: string;
@@ -36,10 +42,9 @@ export function guestDomainXml(guest: GuestDomain): string {
   <on_crash>destroy</on_crash>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
-${disk(guest)}${machine === 'q35' ? hotPlugPorts : ''}
+${disk(guest)}${machine === 'q35' ? hotPlugPorts(guest.ports ?? 10) : ''}
     <controller type='usb' model='none'/>
-    <controller type='scsi' index='0' model='virtio-scsi'/>
-${network(guest)}
+${guest.scsi === false ? '' : scsiController}${guest.agentChannel === true ? agentChannel : ''}${network(guest)}
 ${serial(guest)}
     <video><model type='vga' vram='16384' heads='1'/></video>
     <graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1'/>
@@ -50,9 +55,13 @@ ${serial(guest)}
 }
 
 /** q35 needs its root declared, and a free port for each disk that is attached later. */
-const hotPlugPorts = `
+const hotPlugPorts = (count: number) => `
     <controller type='pci' index='0' model='pcie-root'/>
-${"    <controller type='pci' model='pcie-root-port'/>\n".repeat(10)}`;
+${"    <controller type='pci' model='pcie-root-port'/>\n".repeat(count)}`;
+
+const scsiController = `    <controller type='scsi' index='0' model='virtio-scsi'/>\n`;
+
+const agentChannel = `    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n`;
 
 function disk(guest: GuestDomain): string {
   const format = guest.format ?? 'raw';

@@ -36,6 +36,8 @@ export interface GuestOptions {
   readonly seed?: number;
   /** Time between heartbeats, default 1000; to the nearest 10. */
   readonly heartbeatMs?: number;
+  /** Programs of this machine to take along with their libraries, such as /usr/sbin/qemu-ga. */
+  readonly programs?: readonly string[];
 }
 
 export interface Guest {
@@ -68,7 +70,7 @@ export async function buildGuest(options: GuestOptions): Promise<Guest> {
   const sizeBytes = (options.sizeMiB ?? 128) * MiB;
   if (sizeBytes < 96 * MiB) throw new Error('a guest needs at least 96 MiB');
   const known = knownBytes(options.seed ?? 1, (options.knownMiB ?? 4) * MiB);
-  const template = await templateDisk(sizeBytes, known);
+  const template = await templateDisk(sizeBytes, known, options.programs ?? []);
   const disk = join(options.directory, `${options.name}.raw`);
   await fs.mkdir(options.directory, { recursive: true });
   await run('cp', ['--sparse=always', '--reflink=auto', template, disk]);
@@ -76,11 +78,15 @@ export async function buildGuest(options: GuestOptions): Promise<Guest> {
   return { name: options.name, disk, sizeBytes, knownSha256: sha256Of(known) };
 }
 
-async function templateDisk(sizeBytes: number, known: Uint8Array): Promise<string> {
+async function templateDisk(
+  sizeBytes: number,
+  known: Uint8Array,
+  programs: readonly string[],
+): Promise<string> {
   const kernel = await debianKernel();
   const key = createHash('sha256').update(`${kernel.release} ${sizeBytes} ${sha256Of(known)}`);
-  for (const file of [...(await scriptPaths()), '/bin/busybox', import.meta.filename])
-    key.update(await fs.readFile(file));
+  const files = [...(await scriptPaths()), '/bin/busybox', import.meta.filename, ...programs];
+  for (const file of files) key.update(await fs.readFile(file));
   const directory = join(cacheDirectory, 'guests');
   const path = join(directory, `${key.digest('hex').slice(0, 24)}.raw`);
   if (existsSync(path)) {
@@ -93,7 +99,7 @@ async function templateDisk(sizeBytes: number, known: Uint8Array): Promise<strin
   const work = await fs.mkdtemp(join(directory, 'building-'));
   try {
     const disk = join(work, 'disk.raw');
-    await buildTemplate(kernel, disk, sizeBytes, known, work);
+    await buildTemplate(kernel, disk, sizeBytes, { known, programs }, work);
     await fs.rename(disk, path);
   } finally {
     await fs.rm(work, { recursive: true, force: true });
@@ -115,7 +121,7 @@ async function buildTemplate(
   kernel: Kernel,
   disk: string,
   sizeBytes: number,
-  known: Uint8Array,
+  content: RootContent,
   work: string,
 ): Promise<void> {
   await fs.writeFile(disk, '');
@@ -127,7 +133,7 @@ async function buildTemplate(
   await writeMbrCode(disk);
   await makeBootPartition(kernel, disk, work);
   const root = join(work, 'root');
-  await makeRootTree(kernel, root, known);
+  await makeRootTree(kernel, root, content);
   await run('mke2fs', [
     ...['-q', '-t', 'ext4', '-L', 'rouse-root', '-m', '0', '-d', root],
     ...['-E', `offset=${rootOffset},lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0`],
@@ -202,7 +208,12 @@ export async function moduleEntries(
   return [...(await Promise.all(files)), entry.file('modules/order', Buffer.from(names))];
 }
 
-async function makeRootTree(kernel: Kernel, root: string, known: Uint8Array): Promise<void> {
+interface RootContent {
+  readonly known: Uint8Array;
+  readonly programs: readonly string[];
+}
+
+async function makeRootTree(kernel: Kernel, root: string, content: RootContent): Promise<void> {
   const directories = [
     'bin',
     'sbin',
@@ -221,7 +232,7 @@ async function makeRootTree(kernel: Kernel, root: string, known: Uint8Array): Pr
   for (const name of (await run('/bin/busybox', ['--list'])).trim().split('\n'))
     if (name !== 'busybox') await fs.symlink('/bin/busybox', join(root, 'bin', name));
   await fs.symlink('/bin/busybox', join(root, 'sbin/init'));
-  await copyWithLibraries(['/sbin/e2fsck'], root);
+  await copyWithLibraries(['/sbin/e2fsck', ...content.programs], root);
   for (const path of await scriptPaths()) {
     const name = basename(path);
     const target = join(root, name === 'inittab' ? 'etc/inittab' : `etc/rouse/${name}`);
@@ -236,7 +247,7 @@ async function makeRootTree(kernel: Kernel, root: string, known: Uint8Array): Pr
     join(root, 'lib/rouse/order'),
     loadedAtBoot.map((path) => `${basename(path)}\n`).join(''),
   );
-  await fs.writeFile(join(root, 'data/known.bin'), known);
+  await fs.writeFile(join(root, 'data/known.bin'), content.known);
   await fs.writeFile(join(root, 'data/heartbeat'), `${'0'.padEnd(20)}\n`);
 }
 

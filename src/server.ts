@@ -20,6 +20,7 @@ import { pick } from './lib/text.ts';
 import { renderMetrics } from './metrics.ts';
 import { proxyClient } from './proxy/client.ts';
 import type { Proxy } from './proxy/port.ts';
+import { fileLevelRecovery } from './recovery/flr.ts';
 import { instantAccess } from './recovery/instant-access.ts';
 import { listenToLeases } from './recovery/lease.ts';
 import type { ReachableProxy } from './recovery/plan.ts';
@@ -152,6 +153,8 @@ class Rooms {
       picture: (id) => this.#scratch.picture(id),
       chooseSaveset: (request) => this.#machines.chooseSaveset(request),
       chooseHypervisor: (reference, machineId) => this.#chooseHypervisor(reference, machineId),
+      findMachine: (reference, hypervisor) =>
+        this.#machines.findOnHypervisor(reference, hypervisor),
       hypervisorName: (id) => this.#hypervisorName(id),
       savesetView,
       savesetStored: (saveset) => this.#catalog.savesets.put(saveset, deviceId),
@@ -161,6 +164,7 @@ class Rooms {
     this.#engine.register(open);
     this.#engine.register(relocate);
     this.#engine.register(close);
+    this.#engine.register(fileLevelRecovery(desk));
     recoveries.listen();
     listenToLeases(
       desk,

@@ -115,7 +115,7 @@ test('what is wrong is said by the name of the field', async () => {
   assert.match(await bad({}), /^machine is missing: name a machine or a saveset\./);
   assert.match(
     await bad({ ...web, mode: 'instnt' }),
-    /^mode "instnt" must be instant, publish or new\. Did you mean instant\?/,
+    /^mode "instnt" must be instant, publish, new or flr\. Did you mean instant\?/,
   );
   assert.match(
     await bad({ ...web, pwerOn: true }),

@@ -390,6 +390,14 @@ test('commands and options that do not exist, or miss something', async () => {
     /'--hots'\n→ Did you mean --host\?/,
   );
   assert.match(
+    await bad(2, 'recover', 'web01', '--mode', 'flr'),
+    /--mode flr needs --into: which running machine\?\n→ Name the machine/,
+  );
+  assert.match(
+    await bad(2, 'recover', 'web01', '--disks', 'vda,vdb'),
+    /is for mode flr; instant takes all/,
+  );
+  assert.match(
     await bad(2, 'recover', 'web01', '--mode', 'instnt'),
     /'--mode <mode>' argument 'instnt' is invalid.*\n→ See rouse recover --help\./,
   );

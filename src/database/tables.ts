@@ -141,7 +141,7 @@ export interface RecoveriesTable {
   id: string;
   machineId: string;
   savesetId: string;
-  mode: 'instant' | 'publish' | 'new';
+  mode: 'instant' | 'publish' | 'new' | 'flr';
   /** What it is called: the new machine's name, or the export's. */
   name: string;
   state: RecoveryState;

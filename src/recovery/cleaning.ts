@@ -4,7 +4,14 @@ import type { Clock } from '../lib/clock.ts';
 import { recoveryLimits } from '../limits.ts';
 import type { ExportView } from '../proxy/port.ts';
 import type { Step, StepContext } from '../workflows/api.ts';
-import { cloneIdOf, datastoreNameOf, type ReachableProxy, type RecoveryInput } from './plan.ts';
+import { detachDisks } from './attaching.ts';
+import {
+  cloneIdOf,
+  datastoreNameOf,
+  isMounted,
+  type ReachableProxy,
+  type RecoveryInput,
+} from './plan.ts';
 import { isProduction } from './production.ts';
 import { proxyOf, type RecoveryWorld } from './world.ts';
 
@@ -41,6 +48,7 @@ export function cleaningSteps(world: RecoveryWorld): Step<CloseInput>[] {
 /** A relocated machine is production and is never touched again. */
 async function letGo(world: RecoveryWorld, { input }: Context): Promise<string> {
   const { recovery, reason } = input;
+  if (recovery.mode === 'flr') return detachDisks(world, recovery);
   if (recovery.hypervisorId === null || recovery.mode !== 'instant') return 'there is none';
   const hypervisor = await world.hypervisor(recovery.hypervisorId);
   const users = await hypervisor.datastoreUsers(datastoreNameOf(recovery));
@@ -62,7 +70,7 @@ async function letGo(world: RecoveryWorld, { input }: Context): Promise<string> 
 
 async function unmount(world: RecoveryWorld, { input }: Context): Promise<string> {
   const { recovery, hostId } = input;
-  if (recovery.hypervisorId === null || recovery.mode !== 'instant') return 'there is none';
+  if (recovery.hypervisorId === null || !isMounted(recovery)) return 'there is none';
   const hypervisor = await world.hypervisor(recovery.hypervisorId);
   const name = datastoreNameOf(recovery);
   const users = await hypervisor.datastoreUsers(name);

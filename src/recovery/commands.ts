@@ -6,7 +6,7 @@ import type { Terminal } from '../lib/terminal.ts';
 import { formatBytes, parseBytes, printable } from '../lib/text.ts';
 import { formatRelative, formatTime, parseTime } from '../lib/times.ts';
 import { showPlan } from './plan-text.ts';
-import type { Recovery, RecoveryRequestInput } from './schema.ts';
+import type { Recovery, RecoveryMode, RecoveryRequestInput } from './schema.ts';
 import { outcomeLines, stepLines } from './steps-text.ts';
 import { followRecovery, recoveryPath, writePicture } from './watch.ts';
 
@@ -24,7 +24,7 @@ export const recoveryCommands: Commands = (program, terminal) => {
 };
 
 interface RecoverOptions {
-  readonly mode: 'instant' | 'publish' | 'new';
+  readonly mode: RecoveryMode;
   readonly saveset?: string;
   readonly at?: string;
   readonly hypervisor?: string;
@@ -37,20 +37,32 @@ interface RecoverOptions {
   readonly lease?: string;
   readonly client?: readonly string[];
   readonly datastore?: string;
+  readonly into?: string;
+  readonly disks?: readonly string[];
   readonly relocateTo?: string;
   readonly relocateAt?: string;
   readonly dryRun?: true;
   readonly wait: boolean;
 }
 
+const modeHelp =
+  'instant: run it from the backup; publish: only an NFS export; ' +
+  'new: restore it whole; flr: attach its disks to a running machine';
+
+/** `vda,vdb`, or the option several times. */
+function names(value: string, before: readonly string[] | undefined): readonly string[] {
+  const more = value.split(',').map((name) => name.trim());
+  return [...(before ?? []), ...more.filter((name) => name !== '')];
+}
+
 function addRecover(program: Command, terminal: Terminal): void {
   const command = program
     .command('recover')
-    .description('wake a machine from its backup, publish its disks, or restore it')
+    .description('wake a machine from its backup, attach or publish its disks, or restore it')
     .argument('[machine]', 'name or id of the machine; not needed with --saveset');
   const mode = command
-    .createOption('--mode <mode>', 'instant: run it from the backup; publish: only an NFS export')
-    .choices(['instant', 'publish', 'new'])
+    .createOption('--mode <mode>', modeHelp)
+    .choices(['instant', 'publish', 'new', 'flr'])
     .default('instant');
   const identity = command
     .createOption('--identity <which>', 'new: fresh UUID and MACs; keep: those of the backup')
@@ -70,6 +82,8 @@ function addRecover(program: Command, terminal: Terminal): void {
     .option('--lease <duration>', 'how long it stays, such as 5d or 12h (default: 10d)')
     .option('--client <address>', 'publish: who may mount it (repeatable)', repeated)
     .option('--datastore <name>', 'new: where the disks go')
+    .option('--into <machine>', 'flr: the running machine that sees the disks')
+    .option('--disks <names>', 'flr: these disks instead of all, such as vda,vdb', names)
     .option('--relocate-to <datastore>', 'move it to production storage once it runs')
     .option('--relocate-at <time>', 'and not before then, such as "tomorrow 2am"')
     .option('--dry-run', 'show the plan and change nothing')
@@ -81,6 +95,7 @@ function addRecover(program: Command, terminal: Terminal): void {
     'rouse recover web01 --power-on',
     'rouse recover web01 --at "yesterday 22:00" --host host1 --lease 5d',
     'rouse recover web01 --mode publish --client 192.0.2.7 --json',
+    'rouse recover web01 --mode flr --into helper --disks vdb',
     'rouse recover web01 --mode new --datastore prod --name web02',
   ]);
   addSeal(command, terminal, 'seal');
@@ -128,11 +143,17 @@ async function requestOf(
       advice: 'Name the address of the NFS client: --client 192.0.2.7',
     });
   }
+  if (options.mode === 'flr' && options.into === undefined) {
+    throw new RouseError('bad-request', '--mode flr needs --into: which running machine?', {
+      advice: 'Name the machine whose guest shall see the disks: --into helper',
+    });
+  }
   if (options.relocateAt !== undefined && options.relocateTo === undefined) {
     throw new RouseError('bad-request', '--relocate-at needs --relocate-to DATASTORE');
   }
   const nowMs = terminal.clock.now();
   const { saveset, at, hypervisor, host, proxy, name, lease, client, datastore } = options;
+  const { into, disks } = options;
   return {
     mode: options.mode,
     identity: options.identity,
@@ -148,6 +169,8 @@ async function requestOf(
     ...(lease === undefined ? {} : { leaseMs: await leaseOf(lease, nowMs) }),
     ...(client === undefined ? {} : { clients: [...client] }),
     ...(datastore === undefined ? {} : { datastore }),
+    ...(into === undefined ? {} : { into }),
+    ...(disks === undefined ? {} : { disks: [...disks] }),
     ...(await relocationOf(options, nowMs)),
     ...(options.dryRun === undefined ? {} : { dryRun: true }),
   };
@@ -260,6 +283,7 @@ function printOne(view: Recovery, picture: string | undefined, terminal: Termina
   fact('Host', view.host);
   fact('Proxy', view.proxy);
   fact('Datastore', view.datastore);
+  fact('Target', view.target?.name ?? null);
   fact('Clone', view.clonePath);
   if (view.export !== null) {
     const { address, path, nfsPort, mountPort } = view.export;

@@ -2,7 +2,7 @@ import type { RecoveryRow } from '../catalog/recoveries.ts';
 import { recoveryLimits } from '../limits.ts';
 import type { CloseInput } from './cleaning.ts';
 import type { RecoveryInput } from './plan.ts';
-import { type RecoveryWorld, submitNext } from './world.ts';
+import { isOpening, type RecoveryWorld, submitNext } from './world.ts';
 
 export interface EndRequest {
   readonly keepWrites: boolean;
@@ -29,7 +29,7 @@ export async function endRecovery(
     await waitFor(world, relocating.id);
     return true;
   }
-  const opening = runs.find(({ kind }) => kind === 'recovery.open');
+  const opening = runs.find(isOpening);
   return (
     (opening !== undefined && (await cancelOpening(world, row.id, opening.id))) ||
     (await close(world, row.id, inputOf, request)) ||

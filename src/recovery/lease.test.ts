@@ -84,6 +84,7 @@ class World {
       picture: async () => undefined,
       chooseSaveset: async () => savesetOfWeb01,
       chooseHypervisor: async () => 'memory',
+      findMachine: async () => ({ id: 'uuid-of-helper', name: 'helper', hypervisorId: 'memory' }),
       hypervisorName: async () => 'memory',
       savesetView: () => assert.fail('not asked for'),
       savesetStored: async () => undefined,

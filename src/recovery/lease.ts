@@ -58,6 +58,10 @@ async function end(world: RecoveryWorld, input: ParkInput): Promise<void> {
   const postponed = await world.transaction(async () => {
     const row = await recoveries.get(id);
     if (row.leaseEndMs === null || row.leaseEndMs > clock.now()) return false;
+    if (row.mode === 'flr') {
+      await detach(world, input);
+      return false;
+    }
     if (await recoveries.updateWhile(id, ['available'], { state: 'parked', warnings: [] })) {
       await submitNext(world, id, 'park', input);
       return false;
@@ -70,6 +74,15 @@ async function end(world: RecoveryWorld, input: ParkInput): Promise<void> {
   if (!postponed) return;
   const message = `The lease of ${input.recovery.name} goes on while it is relocated`;
   await world.tell(id, 'warning', 'lease.extended', message);
+}
+
+/** No machine of ours is to be shut down: the disks go, what was written stays for a while. */
+async function detach(world: RecoveryWorld, { recovery, hostId }: ParkInput): Promise<void> {
+  const id = recovery.recoveryId;
+  const patch = { state: 'cleaning', warnings: [] } as const;
+  if (!(await world.recoveries.updateWhile(id, ['available'], patch))) return;
+  const close: CloseInput = { recovery, reason: 'lease', hostId, keepWrites: true };
+  await submitNext(world, id, 'close', close);
 }
 
 async function clean(world: RecoveryWorld, { recovery, hostId }: ParkInput): Promise<void> {

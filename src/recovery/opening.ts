@@ -5,6 +5,7 @@ import { formatBytes, plural } from '../lib/text.ts';
 import type { CloneView, ExportView } from '../proxy/port.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, StepContext } from '../workflows/api.ts';
+import { hostOfTarget } from './attaching.ts';
 import { removeExport } from './cleaning.ts';
 import {
   type ChosenHost,
@@ -68,7 +69,7 @@ export class OpeningSteps {
     }
     const hypervisor = await this.#hypervisor(input);
     const inventory = await hypervisor.inventory();
-    const { host, why } = chooseHost(inventory, input.host);
+    const { host, why } = hostFor(inventory, input);
     refuseTakenName(inventory, input, await hypervisor.findMarked(input.recoveryId));
     await this.#world.recoveries.update(input.recoveryId, {
       host: host.name,
@@ -259,11 +260,16 @@ export class OpeningSteps {
   }
 }
 
-/** The host asked for, or the first that is connected. Throws with every candidate's reason. */
-export function chooseHost(
+/** For file-level recovery it is the one that the target machine runs on. */
+export function hostFor(
   inventory: Inventory,
-  wanted: string | null,
+  input: Pick<RecoveryInput, 'host' | 'target'>,
 ): { host: Host; why: string } {
+  return input.target ? hostOfTarget(inventory, input.target) : chooseHost(inventory, input.host);
+}
+
+/** The host asked for, or the first that is connected. Throws with every candidate's reason. */
+function chooseHost(inventory: Inventory, wanted: string | null): { host: Host; why: string } {
   if (wanted !== null) {
     const host = inventory.hosts.find(({ id, name }) => id === wanted || name === wanted);
     const known = inventory.hosts.map(({ name }) => name).join(', ');
@@ -291,9 +297,11 @@ export function chooseHost(
 /** A name or a kept identity that somebody else has is refused before anything is made. */
 export function refuseTakenName(
   inventory: Inventory,
-  input: Pick<RecoveryInput, 'name'>,
+  input: Pick<RecoveryInput, 'name' | 'mode'>,
   ours: string | undefined,
 ): void {
+  // No machine of that name is made.
+  if (input.mode === 'flr') return;
   const other = inventory.machines.find(({ name }) => name === input.name);
   if (other === undefined || other.id === ours) return;
   throw new RouseError('already-exists', `a machine named ${input.name} exists (${other.uuid})`, {

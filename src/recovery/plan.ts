@@ -1,5 +1,6 @@
 import type { DatastoreSpec } from '../hypervisors/port.ts';
 import type { Proxy } from '../proxy/port.ts';
+import type { RecoveryMode } from './schema.ts';
 
 /**
  * What was decided when a recovery was asked for, written down once: every name that its steps use
@@ -11,7 +12,7 @@ export type RecoveryInput = {
   readonly savesetId: string;
   readonly mtree: string;
   readonly machine: { readonly id: string; readonly name: string };
-  readonly mode: 'instant' | 'publish' | 'new';
+  readonly mode: RecoveryMode;
   readonly name: string;
   readonly hypervisorId: string | null;
   /** As asked for; null: chosen in step 3. */
@@ -32,6 +33,9 @@ export type RecoveryInput = {
   readonly relocateTo: string | null;
   /** null: as soon as it is available. */
   readonly relocateAtMs: number | null;
+  /** Mode `flr`: the running machine whose guest sees the disks, and which of them (null: all). */
+  readonly target: { readonly id: string; readonly name: string } | null;
+  readonly disks: readonly string[] | null;
   readonly createdMs: number;
   /** A parked recovery going on: its clone holds writes and is never dropped by an undo. */
   readonly resumed: boolean;
@@ -44,6 +48,11 @@ export function cloneIdOf(input: RecoveryInput, proxyName: string): string {
 
 export function datastoreNameOf(input: RecoveryInput): string {
   return `rouse-${input.recoveryId}`;
+}
+
+/** Modes whose export one host mounts as a datastore. */
+export function isMounted({ mode }: Pick<RecoveryInput, 'mode'>): boolean {
+  return mode === 'instant' || mode === 'flr';
 }
 
 /** The machine's folder in the export: its name, with what a path or a client dislikes replaced. */

@@ -1,3 +1,4 @@
+import type { RecoveryRow } from '../catalog/recoveries.ts';
 import { RouseError } from '../errors.ts';
 import type { DatastoreSpec } from '../hypervisors/port.ts';
 import { plural } from '../lib/text.ts';
@@ -59,4 +60,17 @@ function hypervisorOf(world: RecoveryWorld, input: RelocateInput) {
     throw new RouseError('wrong-state', 'a publication has no machine to relocate');
   }
   return world.hypervisor(hypervisorId);
+}
+
+export function notNow({ id, state }: RecoveryRow): RouseError {
+  const now = state === 'available' ? 'no longer available' : state;
+  return new RouseError('wrong-state', `recovery ${id} is ${now}`, {
+    advice: 'A recovery is relocated while it is available.',
+  });
+}
+
+export function noTarget(): RouseError {
+  return new RouseError('bad-request', 'no datastore is named to relocate to', {
+    advice: 'Name one: rouse relocate RECOVERY --to DATASTORE',
+  });
 }

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { bytes, clientAddress, failure, flag, instant, list } from '../lib/fields.ts';
 import { named, newName, reference, timeMs } from '../lib/fields.ts';
-import { recoveryLimits } from '../limits.ts';
+import { backupLimits, recoveryLimits } from '../limits.ts';
 import type { SavesetView } from '../catalog/schema.ts';
 
 /**
@@ -18,10 +18,11 @@ export const leaseMs = z
   .max(recoveryLimits.leaseMsMax, `must be at most ${recoveryLimits.leaseMsMax / dayMs} days`);
 
 export const recoveryMode = z
-  .enum(['instant', 'publish', 'new'], 'must be instant, publish or new')
+  .enum(['instant', 'publish', 'new', 'flr'], 'must be instant, publish, new or flr')
   .describe(
     'instant: run the machine from its backup. publish: only an NFS export of the clone, for ' +
-      'the given clients. new: restore whole disks to a datastore as a new machine.',
+      'the given clients. new: restore whole disks to a datastore as a new machine. flr: attach ' +
+      'its disks to a running machine.',
   );
 export type RecoveryMode = z.infer<typeof recoveryMode>;
 
@@ -49,6 +50,13 @@ export const recoveryRequest = z
       .optional()
       .describe('publish: the addresses that may mount the export.'),
     datastore: reference.optional().describe('new: where the disks go.'),
+    into: reference.optional().describe('flr: the running machine that sees the disks.'),
+    disks: z
+      .array(reference, 'must be a list of names')
+      .min(1, 'must name at least one disk')
+      .max(backupLimits.disksMax, `must be at most ${backupLimits.disksMax} disks`)
+      .optional()
+      .describe('flr: these disks of the saveset instead of all, such as vda.'),
     relocateTo: reference.optional().describe('Move the machine there once it is available.'),
     relocateAt: z.union([z.literal('at once'), instant], "must be 'at once' or a time").optional(),
     dryRun: flag.default(false).describe('Answer the plan and change nothing.'),
@@ -67,11 +75,24 @@ export const recoveryRequest = z
       if (request.clients === undefined) wrong('clients', 'is missing: publish to which address?');
       if (request.powerOn) wrong('powerOn', 'is for a machine: publish makes an export alone');
       if (request.host !== undefined) wrong('host', 'is for a machine: publish needs clients');
-    } else if (request.clients !== undefined) {
+    } else if (mode === 'flr') {
+      if (request.into === undefined) wrong('into', 'is missing: into which running machine?');
+      if (request.powerOn) wrong('powerOn', 'is for a new machine: flr needs one that runs');
+      if (request.host !== undefined) wrong('host', "is the target machine's own in mode flr");
+      if (request.connectNetworks) wrong('connectNetworks', 'is for a machine: flr adds disks');
+    }
+    if (mode !== 'flr') {
+      if (request.into !== undefined) wrong('into', `is for mode flr, not ${mode}`);
+      if (request.disks !== undefined) wrong('disks', `is for mode flr; ${mode} takes all`);
+    }
+    if (mode !== 'publish' && request.clients !== undefined) {
       wrong('clients', `is for mode publish; mode ${mode} exports to its host alone`);
     }
     if (mode !== 'instant' && request.relocateTo !== undefined) {
       wrong('relocateTo', 'is for mode instant: only a running machine can be relocated');
+    }
+    if (mode === 'flr' && request.datastore !== undefined) {
+      wrong('datastore', 'is for mode new: flr writes to no datastore');
     }
     if (mode === 'instant' && request.datastore !== undefined) {
       wrong('datastore', 'is for mode new; use relocateTo to move an instant machine later');
@@ -146,6 +167,15 @@ export const recovery = z.object({
       name: z.string(),
       path: z.string().describe("Below the export's path."),
       sizeBytes: bytes,
+    }),
+  ),
+  target: named.nullable().describe('flr: the machine that the disks are attached to.'),
+  attached: list(
+    z.object({
+      disk: z.string().describe('Its name in the saveset.'),
+      device: z.string().describe("Its name in the target's configuration."),
+      serial: z.string().nullable().describe('What the guest can find it by.'),
+      seenAs: z.string().nullable().describe("The guest agent's word; null: not confirmed."),
     }),
   ),
   machineId: z.string().nullable().describe("The recovered machine's id at its hypervisor."),

@@ -7,9 +7,10 @@ import type { Json, RunView } from '../workflows/api.ts';
 import { changesOf } from '../lib/changes.ts';
 import { setLeaseTimers } from './lease-timers.ts';
 import { endRecovery } from './ending.ts';
-import { chooseHost, refuseTakenName } from './opening.ts';
+import { hostFor, refuseTakenName } from './opening.ts';
 import { datastoreSpec, newMac, type RecoveryInput } from './plan.ts';
-import type { RelocateInput } from './relocating.ts';
+import { chooseTarget, type FoundMachine, nameOf } from './targeting.ts';
+import { noTarget, notNow, type RelocateInput } from './relocating.ts';
 import { sealWrites } from './sealing.ts';
 import type {
   CancelRequest,
@@ -21,8 +22,8 @@ import type {
   RelocateRequest,
   RenewRequest,
 } from './schema.ts';
-import { recoveryView, stepNames } from './view.ts';
-import { proxyOf, type RecoveryWorld, submitNext } from './world.ts';
+import { recoveryView, skippedSteps, stepNamesOf } from './view.ts';
+import { isOpening, openingOf, proxyOf, type RecoveryWorld, submitNext } from './world.ts';
 
 /** What the service needs of the rest of the server, besides the world of its steps. */
 export interface RecoveryDesk extends RecoveryWorld {
@@ -30,6 +31,8 @@ export interface RecoveryDesk extends RecoveryWorld {
   chooseSaveset(request: Pick<RecoveryRequest, 'machine' | 'saveset' | 'at'>): Promise<Saveset>;
   /** The hypervisor that a request means: named, the machine's own, or the only one. */
   chooseHypervisor(reference: string | undefined, machineId: string): Promise<string | null>;
+  /** The machine on a hypervisor that a request means, running or not. */
+  findMachine(reference: string, hypervisor: string | undefined): Promise<FoundMachine>;
   hypervisorName(id: string): Promise<string>;
   savesetView(saveset: Saveset): SavesetView;
   /** Enters a new saveset, stored by that proxy, in the catalog. */
@@ -90,7 +93,7 @@ export class Recoveries implements RecoveryService {
       clients: input.clients,
       options: input,
     });
-    await submitNext(this.#desk, input.recoveryId, 'open', input);
+    await submitNext(this.#desk, input.recoveryId, openingOf(input.mode), input);
   }
 
   async #input(
@@ -100,10 +103,12 @@ export class Recoveries implements RecoveryService {
   ): Promise<RecoveryInput> {
     const { random, clock } = this.#desk;
     const proxy = await this.#knownProxy(request.proxy);
+    const target = await chooseTarget(this.#desk, request, saveset);
     const hypervisorId =
       request.mode === 'publish'
         ? null
-        : await this.#desk.chooseHypervisor(request.hypervisor, saveset.machine.id);
+        : (target?.hypervisorId ??
+          (await this.#desk.chooseHypervisor(request.hypervisor, saveset.machine.id)));
     if (request.mode === 'new' && request.datastore === undefined) {
       throw new RouseError('bad-request', 'mode new writes to a datastore, and none is named', {
         advice: 'Name one: --datastore NAME',
@@ -116,7 +121,7 @@ export class Recoveries implements RecoveryService {
       mtree: saveset.mtree,
       machine: saveset.machine,
       mode: request.mode,
-      name: request.name ?? saveset.machine.name,
+      name: request.name ?? nameOf(saveset, target),
       hypervisorId,
       host: request.host ?? null,
       proxy,
@@ -128,6 +133,8 @@ export class Recoveries implements RecoveryService {
       datastore: request.datastore ?? null,
       relocateTo: request.relocateTo ?? null,
       relocateAtMs: typeof request.relocateAt === 'number' ? request.relocateAt : null,
+      target: target === null ? null : { id: target.id, name: target.name },
+      disks: request.disks ?? null,
       createdMs: clock.now(),
       resumed: false,
     };
@@ -140,12 +147,13 @@ export class Recoveries implements RecoveryService {
   }
 
   async #refuseDuplicate(input: RecoveryInput): Promise<void> {
-    if (input.mode === 'publish') return;
+    if (input.mode === 'publish' || input.mode === 'flr') return;
     const active = await this.#desk.recoveries.list({ active: true });
     const same = active.find(
       (row) =>
         row.name === input.name &&
         row.mode !== 'publish' &&
+        row.mode !== 'flr' &&
         row.hypervisorId === input.hypervisorId,
     );
     if (same === undefined) return;
@@ -161,7 +169,6 @@ export class Recoveries implements RecoveryService {
     const [proxy] = await this.#desk.proxies();
     const proxyName = input.proxy ?? proxy?.name ?? null;
     const choice = await this.#planHost(input);
-    const active: number[] = { instant: [], publish: [8, 9, 10], new: [6, 7] }[input.mode];
     return {
       machine: input.machine,
       saveset: { id: saveset.id, takenAtMs: saveset.takenAtMs },
@@ -173,11 +180,13 @@ export class Recoveries implements RecoveryService {
       datastore: input.mode === 'new' ? input.datastore : null,
       clients: choice.clients,
       leaseEndsMs: this.#desk.clock.now() + input.leaseMs,
-      steps: stepNames.slice(0, 11).map((name, index) => ({
-        number: index + 1,
-        name,
-        detail: active.includes(index + 1) ? 'skipped in this mode' : '',
-      })),
+      steps: stepNamesOf(input.mode)
+        .slice(0, 11)
+        .map((name, index) => ({
+          number: index + 1,
+          name,
+          detail: skippedSteps[input.mode].includes(index + 1) ? 'skipped in this mode' : '',
+        })),
       changes: [],
       candidates: choice.candidates.map((candidate) => ({
         proxy: proxyName ?? 'none',
@@ -193,7 +202,7 @@ export class Recoveries implements RecoveryService {
     const hypervisor = await this.#desk.hypervisor(input.hypervisorId);
     const inventory = await hypervisor.inventory();
     refuseTakenName(inventory, input, undefined);
-    const { host, why } = chooseHost(inventory, input.host);
+    const { host, why } = hostFor(inventory, input);
     return {
       hypervisor: await this.#desk.hypervisorName(input.hypervisorId),
       host: host.name,
@@ -247,6 +256,7 @@ export class Recoveries implements RecoveryService {
       clone: clones.find(({ cloneId }) => cloneId === row.cloneId),
       plannedRelocation:
         input.relocateTo === null ? null : { target: input.relocateTo, atMs: input.relocateAtMs },
+      target: input.target ?? null,
       hasPicture: (await this.#desk.picture(row.id)) !== undefined,
     });
   }
@@ -300,7 +310,7 @@ export class Recoveries implements RecoveryService {
   }
 
   async #result(recoveryId: string, step: string): Promise<Json | undefined> {
-    const runs = await this.#desk.engine.runs({ subject: recoveryId, kind: 'recovery.open' });
+    const runs = (await this.#desk.engine.runs({ subject: recoveryId })).filter(isOpening);
     // A resumed run that did not get that far has not undone what an earlier one did.
     const results = runs.map(({ steps }) => steps.find(({ name }) => name === step)?.result);
     return results.findLast((result) => result !== undefined);
@@ -425,7 +435,7 @@ export class Recoveries implements RecoveryService {
         });
       }
       await setLeaseTimers(this.#desk, row.id, null);
-      await submitNext(this.#desk, row.id, 'open', input);
+      await submitNext(this.#desk, row.id, openingOf(row.mode), input);
     });
     return this.get(row.id);
   }
@@ -472,19 +482,6 @@ export class Recoveries implements RecoveryService {
 
 /** NICs of one machine that get new addresses: libvirt's and vSphere's limits are below this. */
 const macsMax = 16;
-
-function notNow({ id, state }: RecoveryRow): RouseError {
-  const now = state === 'available' ? 'no longer available' : state;
-  return new RouseError('wrong-state', `recovery ${id} is ${now}`, {
-    advice: 'A recovery is relocated while it is available.',
-  });
-}
-
-function noTarget(): RouseError {
-  return new RouseError('bad-request', 'no datastore is named to relocate to', {
-    advice: 'Name one: rouse relocate RECOVERY --to DATASTORE',
-  });
-}
 
 /** The request as decided, kept in the row (plan.ts). */
 export function inputOf(row: RecoveryRow): RecoveryInput {

@@ -156,6 +156,7 @@ export async function settleClosed(
     return;
   }
   await clearTimers(world, id);
+  if (input.keepWrites && input.reason === 'lease') return parkDetached(world, input);
   if (input.keepWrites) {
     await world.recoveries.update(id, { state: 'parked', leaseEndMs: null, warnings: [] });
     await world.tell(
@@ -174,6 +175,20 @@ export async function settleClosed(
     'recovery.cleaned',
     `everything of ${input.recovery.name}'s recovery is cleaned up`,
   );
+}
+
+/** A file-level recovery whose lease has ended: what was written has its grace time, too. */
+async function parkDetached(world: RecoveryWorld, { recovery }: CloseInput): Promise<void> {
+  const { recoveryId: id, name } = recovery;
+  const kept = `what was written is kept for ${formatDuration(recoveryLimits.graceMs)}`;
+  const message =
+    `The lease of ${name} has ended: its disks are detached, ${kept}. ` +
+    `Go on with: rouse resume ${id}`;
+  await world.transaction(async () => {
+    const patch = { state: 'parked', warnings: [message] } as const;
+    if (await world.recoveries.updateWhile(id, ['cleaning'], patch)) await setGraceTimer(world, id);
+  });
+  await world.tell(id, 'warning', 'lease.ended', message);
 }
 
 async function clearTimers(world: RecoveryWorld, id: string): Promise<void> {

@@ -106,8 +106,8 @@ export function outcomeLines(recovery: Recovery, terminal: Terminal, nowMs: numb
   for (const warning of recovery.warnings) {
     lines.push(terminal.paint('yellow', `! ${printable(warning)}`));
   }
-  if (recovery.export !== null && recovery.state === 'available')
-    lines.push(...exportLines(recovery));
+  if (recovery.state === 'available')
+    lines.push(...exportLines(recovery), ...attachedLines(recovery));
   const holds = ['available', 'relocating', 'parked'].includes(recovery.state);
   if (recovery.leaseEndsMs !== null && holds) {
     const end = formatTime(recovery.leaseEndsMs);
@@ -127,6 +127,29 @@ function exportLines(recovery: Recovery): string[] {
     ...recovery.disks.map(
       (disk) => `Disk:      ${printable(disk.path)}, ${formatBytes(disk.sizeBytes)}`,
     ),
+  ];
+}
+
+/** Where each disk appeared, and what to mind before it is mounted there. */
+function attachedLines(recovery: Recovery): string[] {
+  const { mode, target, attached, machine } = recovery;
+  if (mode !== 'flr' || target === null) return [];
+  const name = printable(target.name);
+  const lines = attached.map(({ disk, device, serial, seenAs }) => {
+    const found = serial === null ? '' : `, serial ${printable(serial)}`;
+    const seen = seenAs === null ? 'not confirmed by its guest' : `seen as ${printable(seenAs)}`;
+    return `Disk:      ${printable(disk)} is ${printable(device)} of ${name}${found}; ${seen}`;
+  });
+  const twins =
+    target.id === machine.id
+      ? `${name} is the machine of the backup: its file systems have the same UUIDs.`
+      : `If ${name} was cloned from ${printable(machine.name)}, UUIDs and LVM names are the same.`;
+  return [
+    ...lines,
+    ...(attached.some(({ serial }) => serial?.startsWith('rouse-') === true)
+      ? [`Find it:   ls -l /dev/disk/by-id/ | grep rouse-${recovery.id}`]
+      : []),
+    `! ${twins} Mount by device: -o ro, XFS: -o ro,nouuid; LVM: vgimportclone.`,
   ];
 }
 

@@ -80,6 +80,7 @@ function view(runs: RunView[], more: Partial<ViewParts> = {}) {
     hypervisorName: 'kvm',
     clone: undefined,
     plannedRelocation: null,
+    target: null,
     hasPicture: false,
     ...more,
   });

@@ -1,11 +1,12 @@
 import type { RecoveryRow } from '../catalog/recoveries.ts';
 import type { CloneView } from '../proxy/port.ts';
 import type { RunView, StepView } from '../workflows/api.ts';
+import { isOpening } from './world.ts';
 import type { RelocateInput } from './relocating.ts';
 import type { Recovery, RecoveryStep } from './schema.ts';
 
 /** The thirteen steps by name, as people see them even before they begin. */
-export const stepNames = [
+export const stepNames: readonly string[] = [
   'Device',
   'Proxy',
   'Host',
@@ -19,7 +20,20 @@ export const stepNames = [
   'Available',
   'Relocate',
   'Clean up',
-] as const;
+];
+
+/** File-level recovery configures nothing: its disks are attached. */
+export function stepNamesOf(mode: Recovery['mode']): readonly string[] {
+  return mode === 'flr' ? stepNames.with(8, 'Attach') : stepNames;
+}
+
+/** Steps that a mode has no use for. */
+export const skippedSteps: Readonly<Record<Recovery['mode'], readonly number[]>> = {
+  instant: [],
+  publish: [8, 9, 10],
+  new: [6, 7],
+  flr: [10],
+};
 
 /** What a view is made of besides the row. */
 export interface ViewParts {
@@ -32,6 +46,8 @@ export interface ViewParts {
   readonly clone: CloneView | undefined;
   readonly plannedRelocation: { readonly target: string; readonly atMs: number | null } | null;
   readonly hasPicture: boolean;
+  /** Mode `flr`: the machine that the disks are attached to. */
+  readonly target: Recovery['target'];
 }
 
 type Outcome = {
@@ -42,11 +58,12 @@ type Outcome = {
   readonly nfsPort?: number;
   readonly mountPort?: number;
   readonly disks?: Recovery['disks'];
+  readonly attached?: Recovery['attached'];
 };
 
 export function recoveryView(parts: ViewParts): Recovery {
   const { row } = parts;
-  const open = latest(parts.runs, 'recovery.open');
+  const open = parts.runs.findLast(isOpening);
   const shared = outcome(open, 'Export');
   const cloned = outcome(open, 'Clone');
   const gone = row.state === 'done' || row.state === 'cancelled' || row.state === 'failed';
@@ -64,6 +81,8 @@ export function recoveryView(parts: ViewParts): Recovery {
     clonePath: cloned?.path ?? null,
     export: gone ? null : exportOf(shared),
     disks: cloned?.disks ?? [],
+    target: parts.target,
+    attached: row.state === 'available' ? (outcome(open, 'Attach')?.attached ?? []) : [],
     machineId: row.hypervisorMachineId,
     createdMs: row.createdMs,
     availableMs: row.availableMs,
@@ -73,7 +92,7 @@ export function recoveryView(parts: ViewParts): Recovery {
     writtenBytes: parts.clone?.writtenBytes ?? 0,
     warnings: row.warnings,
     error: row.error,
-    steps: stepsOf(parts.runs),
+    steps: stepsOf(parts.runs, row.mode),
     relocation: relocationOf(parts),
     hasPicture: parts.hasPicture,
   };
@@ -91,7 +110,7 @@ function latest(runs: readonly RunView[], kind: string): RunView | undefined {
 
 /** A recovery that was parked and resumed has its last two steps before it again. */
 function sinceOpened(runs: readonly RunView[]): readonly RunView[] {
-  return runs.slice(runs.findLastIndex(({ kind }) => kind === 'recovery.open') + 1);
+  return runs.slice(runs.findLastIndex(isOpening) + 1);
 }
 
 function outcome(run: RunView | undefined, step: string): Outcome | undefined {
@@ -118,11 +137,11 @@ function relocationOf(parts: ViewParts): Recovery['relocation'] {
   };
 }
 
-function stepsOf(runs: readonly RunView[]): RecoveryStep[] {
-  const open = latest(runs, 'recovery.open');
+function stepsOf(runs: readonly RunView[], mode: Recovery['mode']): RecoveryStep[] {
+  const open = runs.findLast(isOpening);
   const relocate = latest(sinceOpened(runs), 'recovery.relocate');
   const close = latest(sinceOpened(runs), 'recovery.close');
-  return stepNames.map((name, index) => {
+  return stepNamesOf(mode).map((name, index) => {
     const number = index + 1;
     if (number === 13) return cleanUpStep(close);
     const run = number === 12 ? relocate : open;

@@ -110,6 +110,7 @@ class Printed {
     if (!this.#titled) this.#terminal.print(titleLine(view, this.#terminal));
     this.#titled = true;
     const nowMs = this.#terminal.clock.now();
+    this.#sayWaiting(view);
     for (const step of view.steps) {
       const key = `${step.number} ${step.name} ${step.state}`;
       const over = step.state !== 'waiting' && step.state !== 'running';
@@ -117,6 +118,17 @@ class Printed {
       this.#said.add(key);
       const number = String(step.number).padStart(2);
       this.#terminal.print(stepLine(step, this.#terminal, nowMs, number));
+    }
+  }
+
+  /** What a step that is tried again waits for, once. */
+  #sayWaiting(view: Recovery): void {
+    const parts = view.steps.flatMap((step) => (step.number === 13 ? step.subSteps : [step]));
+    for (const { name, state, detail } of parts) {
+      const key = `${name} ${detail ?? ''}`;
+      if (state !== 'running' || detail === null || this.#said.has(key)) continue;
+      this.#said.add(key);
+      this.#terminal.print(`   ! ${name}: ${printable(detail)}; it is tried again`);
     }
   }
 

@@ -5,9 +5,19 @@ import type { Clock } from '../lib/clock.ts';
 import type { Random } from '../lib/random.ts';
 import type { Engine, Json, RunView } from '../workflows/api.ts';
 import type { ReachableProxy } from './plan.ts';
+import type { RecoveryMode } from './schema.ts';
 
 /** The parts of a recovery that are runs of their own. */
-export type Part = 'open' | 'relocate' | 'park' | 'close';
+export type Part = 'open' | 'flr' | 'relocate' | 'park' | 'close';
+
+/** The run that begins a recovery of that mode: steps 1 to 11. */
+export function openingOf(mode: RecoveryMode): Part {
+  return mode === 'flr' ? 'flr' : 'open';
+}
+
+export function isOpening({ kind }: Pick<RunView, 'kind'>): boolean {
+  return kind === 'recovery.open' || kind === 'recovery.flr';
+}
 
 /** Submits the next run of that part: `<recovery>.<part>.<number>`. */
 export async function submitNext(

@@ -4,6 +4,8 @@ import { type Database, openDatabase } from '../database/database.ts';
 import type { Hypervisor } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
 import { systemRandom } from '../lib/random.ts';
+import { pick } from '../lib/text.ts';
+import { fileLevelRecovery } from '../recovery/flr.ts';
 import { instantAccess } from '../recovery/instant-access.ts';
 import { listenToLeases } from '../recovery/lease.ts';
 import type { Recovery } from '../recovery/schema.ts';
@@ -53,6 +55,10 @@ export async function openRecoveryBench(parts: BenchParts): Promise<RecoveryBenc
     picture: async () => undefined,
     chooseSaveset: async () => saveset,
     chooseHypervisor: async () => 'memory',
+    findMachine: async (reference) => {
+      const { machines } = await hypervisor.inventory();
+      return { ...pick('machine', reference, machines), hypervisorId: 'memory' };
+    },
     hypervisorName: async () => 'memory',
     savesetView,
     savesetStored: async () => undefined,
@@ -60,7 +66,8 @@ export async function openRecoveryBench(parts: BenchParts): Promise<RecoveryBenc
   };
   const recoveries = new Recoveries(desk);
   const { open, relocate, close } = instantAccess(desk);
-  for (const workflow of [open, relocate, close]) engine.register(workflow as typeof open);
+  for (const workflow of [open, relocate, close, fileLevelRecovery(desk)])
+    engine.register(workflow as typeof open);
   recoveries.listen();
   listenToLeases(
     desk,

@@ -111,6 +111,8 @@ export function stubRecovery(id: string, request: RecoveryRequest, saveset: Save
       path: `${saveset.machine.name}/${disk.name}-flat.vmdk`,
       sizeBytes: disk.sizeBytes,
     })),
+    target: request.into === undefined ? null : { id: `id-${request.into}`, name: request.into },
+    attached: [],
     machineId: null,
     createdMs: stubNowMs,
     availableMs: null,

@@ -9,7 +9,9 @@ import type { Hypervisor } from '#src/hypervisors/port.ts';
 import type { RouseError } from '#src/errors.ts';
 import { type Clock, systemClock } from '#src/lib/clock.ts';
 import { systemRandom } from '#src/lib/random.ts';
+import { pick } from '#src/lib/text.ts';
 import type { Proxy } from '#src/proxy/port.ts';
+import { fileLevelRecovery } from '#src/recovery/flr.ts';
 import { instantAccess } from '#src/recovery/instant-access.ts';
 import { listenToLeases } from '#src/recovery/lease.ts';
 import type { Recovery } from '#src/recovery/schema.ts';
@@ -127,6 +129,12 @@ export class RecoveryScene {
   }
 }
 
+async function findIn(hypervisor: Hypervisor, reference: string) {
+  const { machines } = await hypervisor.inventory();
+  const machine = pick('machine', reference, machines);
+  return { id: machine.id, name: machine.name, hypervisorId: 'memory' };
+}
+
 /** Every method meets death before it acts and after. */
 function mortal<T extends object>(target: T, meet: () => Promise<void>): T {
   return new Proxy2(target, {
@@ -202,6 +210,7 @@ export class Running {
       picture: async () => undefined,
       chooseSaveset: async () => saveset,
       chooseHypervisor: async () => 'memory',
+      findMachine: async (reference) => findIn(hypervisor, reference),
       hypervisorName: async () => 'memory',
       savesetView,
       savesetStored: async () => undefined,
@@ -211,6 +220,7 @@ export class Running {
     engine.register(open);
     engine.register(relocate);
     engine.register(close);
+    engine.register(fileLevelRecovery(desk));
     recoveries.listen();
     listenToLeases(
       desk,
