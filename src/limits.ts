@@ -127,6 +127,8 @@ export const nfsLimits = {
   duplicateBytesMax: 4 * MiB,
   /** Longer than a client's last retransmission (ESXi and Linux: 60 s x 2). */
   duplicateAgeMs: 180_000,
+  /** Notes about the last WRITEs of all clients, 18 bytes each: 4.7 MB, 5 s of the busiest server. */
+  writeNotesMax: 262_144,
   /** READDIR and READDIRPLUS replies. */
   directoryBytesMax: 64 * KiB,
   directoryEntriesMax: 1_024,

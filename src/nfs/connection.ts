@@ -1,38 +1,17 @@
 import type { Socket } from 'node:net';
-import type { Clock } from '../lib/clock.ts';
+import { crc32 } from 'node:zlib';
 import { nfsLimits } from '../limits.ts';
 import { normalAddress } from './clients.ts';
-import type { DuplicateRequests } from './duplicates.ts';
-import type { Export, ExportTable } from './exports.ts';
+import type { Export } from './exports.ts';
 import { NfsStatus } from './file-system.ts';
 import { HandleParts } from './handles.ts';
 import { RecordError, RecordSplitter } from './records.ts';
+import { Patience } from './patience.ts';
 import { AcceptStatus, CallHeader, LAST_FRAGMENT, Verdict } from './rpc.ts';
 import { writeAccepted, writeDenied } from './rpc.ts';
-import type { Segment, SegmentOwner, SegmentPool } from './segments.ts';
+import type { Segment, SegmentOwner } from './segments.ts';
+import type { Shared } from './shared.ts';
 import { XdrError, XdrReader, XdrWriter } from './xdr.ts';
-
-/** What messages about clients and faults go to; pino's shape. */
-export interface NfsLog {
-  info(facts: object, message: string): void;
-  warn(facts: object, message: string): void;
-}
-
-/** What all connections of one server share. */
-export interface Shared {
-  readonly clock: Clock;
-  readonly log: NfsLog;
-  readonly table: ExportTable;
-  readonly pool: SegmentPool;
-  readonly duplicates: DuplicateRequests;
-  /** Bytes of calls in flight on all connections. */
-  inFlightBytes: number;
-  readonly inFlightBytesMax: number;
-  /** Connections that wait for `inFlightBytes` to fall. */
-  readonly stalled: Set<Connection>;
-  /** Runs the program that a call is for; its reply may come later. */
-  readonly dispatch: (connection: Connection) => void;
-}
 
 /**
  * One TCP connection: bytes to calls, replies to bytes. Replies of one input chunk leave in one
@@ -48,6 +27,9 @@ export class Connection implements SegmentOwner {
   /** The client's address in its one spelling. */
   readonly address: string;
   readonly localAddress: string;
+  readonly serial: number;
+  /** Stands for the address in marks of writes (recent-writes.ts). */
+  readonly seed: number;
   /** Monotonic: when the call being dispatched began. */
   callStartMs = 0;
   /** Wall clock, as of this turn. */
@@ -77,12 +59,10 @@ export class Connection implements SegmentOwner {
   #export: Export | undefined;
   #exportEpoch = -1;
 
-  readonly #openedMs: number;
   #calls = 0;
-  #partialSinceMs: number;
-  #partialBytes = -2;
-  #stalledSinceMs: number;
-  #sentBytes = 0;
+  /** The connection that was the last one opened when a call came over this one. */
+  #seenSerial: number;
+  readonly #patience: Patience;
 
   constructor(shared: Shared, socket: Socket) {
     this.shared = shared;
@@ -90,9 +70,10 @@ export class Connection implements SegmentOwner {
     this.#socket = socket;
     this.address = normalAddress(socket.remoteAddress ?? '');
     this.localAddress = normalAddress(socket.localAddress ?? '');
-    this.#openedMs = shared.clock.monotonic();
-    this.#partialSinceMs = this.#openedMs;
-    this.#stalledSinceMs = this.#openedMs;
+    this.serial = ++shared.lastSerial;
+    this.seed = crc32(this.address);
+    this.#seenSerial = this.serial;
+    this.#patience = new Patience(shared.clock.monotonic());
     socket.setNoDelay(true);
     socket.setKeepAlive(true, nfsLimits.keepAliveMs);
     socket.on('data', (chunk: Buffer) => this.#onData(chunk));
@@ -147,6 +128,22 @@ export class Connection implements SegmentOwner {
   get export(): Export {
     if (this.#export === undefined) throw new Error('no handle was let in');
     return this.#export;
+  }
+
+  /**
+   * Whether what comes over this connection may be older than what its client wrote since over a
+   * newer one, and nobody would know any more (recent-writes.ts).
+   */
+  mayBeReplaced(found: Export): boolean {
+    return found.forgottenSerial > this.#seenSerial;
+  }
+
+  /** Its client has a newer connection: nothing that waits on this one may run. */
+  replaced(): void {
+    if (this.#closed) return;
+    const { address, serial } = this;
+    this.shared.log.info({ address, serial }, 'a connection was replaced by a newer one; it ends');
+    this.destroy();
   }
 
   #refuse(found: Export): NfsStatus {
@@ -377,6 +374,7 @@ export class Connection implements SegmentOwner {
     }
     this.#inTurn = false;
     this.#calls += calls;
+    if (calls > 0) this.#seenSerial = this.shared.lastSerial;
     this.#flush();
     if (!this.#closed) this.#afterTurn(wait);
   }
@@ -443,20 +441,15 @@ export class Connection implements SegmentOwner {
   /** Ends connections that stopped in the middle of a record, or take no replies. */
   sweep(nowMs: number): void {
     const socket = this.#socket;
-    const held = this.#splitter.partial ? this.#splitter.heldBytes : -1;
-    if (held < 0 || held !== this.#partialBytes || this.#wait !== 'no') {
-      this.#partialSinceMs = nowMs;
-      this.#partialBytes = held;
-    }
-    const sent = socket.bytesWritten - socket.writableLength;
-    if (socket.writableLength === 0 || sent !== this.#sentBytes) {
-      this.#stalledSinceMs = nowMs;
-      this.#sentBytes = sent;
-    }
-    const partial = nowMs - this.#partialSinceMs > nfsLimits.partialRecordTimeoutMs;
-    const stalled = nowMs - this.#stalledSinceMs > nfsLimits.stalledOutputTimeoutMs;
-    const silent = this.#calls === 0 && nowMs - this.#openedMs > nfsLimits.firstCallTimeoutMs;
-    if (partial || stalled || silent) this.destroy();
+    const over = this.#patience.isOver(nowMs, {
+      // While we do not read, it is not the client that stopped.
+      partialBytes:
+        this.#splitter.partial && this.#wait === 'no' ? this.#splitter.heldBytes : undefined,
+      unsentBytes: socket.writableLength,
+      sentBytes: socket.bytesWritten - socket.writableLength,
+      calls: this.#calls,
+    });
+    if (over) this.destroy();
   }
 
   /** Answers what is in flight, then ends. */

@@ -57,6 +57,8 @@ export class Export {
   others = 0;
   refused = 0;
   failed = 0;
+  /** The newest connection of which notes about writes were given up (recent-writes.ts). */
+  forgottenSerial = 0;
   readonly readLatency = new LatencyHistogram();
   readonly writeLatency = new LatencyHistogram();
   readonly otherLatency = new LatencyHistogram();

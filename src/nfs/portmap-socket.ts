@@ -1,7 +1,7 @@
 import { createSocket, type RemoteInfo, type Socket } from 'node:dgram';
 import { RouseError, systemErrorCode } from '../errors.ts';
 import { normalAddress } from './clients.ts';
-import type { NfsLog } from './connection.ts';
+import type { NfsLog } from './shared.ts';
 import { PORTMAP_PROGRAM, type PortmapProgram } from './portmap.ts';
 import { type AdmittedCall, replyStatusOnly } from './programs.ts';
 import { AcceptStatus, CallHeader, Verdict, writeDenied } from './rpc.ts';

@@ -3,7 +3,7 @@ import { RouseError } from '../errors.ts';
 import type { Clock } from '../lib/clock.ts';
 import { nfsLimits } from '../limits.ts';
 import { normalAddress } from './clients.ts';
-import { Connection, type NfsLog, type Shared } from './connection.ts';
+import { Connection } from './connection.ts';
 import { DuplicateRequests } from './duplicates.ts';
 import { type ExportDefinition, type ExportStatus, ExportTable } from './exports.ts';
 import { MOUNT_PROGRAM, MOUNT_VERSION, MountProgram } from './mount.ts';
@@ -12,9 +12,11 @@ import { NFS_PROGRAM, NFS_VERSION } from './nfs3/types.ts';
 import { PORTMAP_PORT, PORTMAP_PROGRAM, PortmapProgram, type Registration } from './portmap.ts';
 import { bindError, PortmapSocket } from './portmap-socket.ts';
 import { type AdmittedCall, replyMismatch, replyStatusOnly } from './programs.ts';
+import { RecentWrites } from './recent-writes.ts';
 import { register, type RpcbindOptions, unregister } from './rpcbind.ts';
 import { AcceptStatus } from './rpc.ts';
 import { SegmentPool } from './segments.ts';
+import type { NfsLog, Shared } from './shared.ts';
 
 /**
  * The NFS server: listeners, the connections of clients, the exports that they may use, and the
@@ -48,6 +50,8 @@ export interface NfsServerOptions {
   readonly listen: ListenOptions;
   /** Bytes of calls in flight on all connections; `nfsLimits.serverBytesMax` when not given. */
   readonly inFlightBytesMax?: number;
+  /** Notes about WRITEs, a power of two; `nfsLimits.writeNotesMax` when not given. */
+  readonly writeNotesMax?: number;
 }
 
 export interface ListenOptions {
@@ -78,6 +82,7 @@ class RunningServer implements NfsServer {
   readonly #table = new ExportTable();
   readonly #mount = new MountProgram(this.#table);
   readonly #connections = new Set<Connection>();
+  readonly #bySerial = new Map<number, Connection>();
   readonly #perAddress = new Map<string, number>();
   #listeners: Server[] = [];
   #portmapSockets: PortmapSocket[] = [];
@@ -96,6 +101,12 @@ class RunningServer implements NfsServer {
       table: this.#table,
       pool: new SegmentPool(),
       duplicates: new DuplicateRequests(),
+      writes: new RecentWrites(
+        this.#table,
+        (serial) => this.#bySerial.get(serial)?.replaced(),
+        options.writeNotesMax,
+      ),
+      lastSerial: 0,
       inFlightBytes: 0,
       inFlightBytesMax: options.inFlightBytesMax ?? nfsLimits.serverBytesMax,
       stalled: new Set(),
@@ -211,8 +222,10 @@ class RunningServer implements NfsServer {
     this.#perAddress.set(address, count);
     const connection = new Connection(this.#shared, socket);
     this.#connections.add(connection);
+    this.#bySerial.set(connection.serial, connection);
     socket.once('close', () => {
       this.#connections.delete(connection);
+      this.#bySerial.delete(connection.serial);
       const left = (this.#perAddress.get(address) ?? 1) - 1;
       if (left === 0) this.#perAddress.delete(address);
       else this.#perAddress.set(address, left);

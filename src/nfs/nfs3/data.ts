@@ -2,25 +2,24 @@ import { isPromise, type MaybePromise } from '../../lib/maybe-promise.ts';
 import { nfsLimits } from '../../limits.ts';
 import type { Connection } from '../connection.ts';
 import type { Export } from '../exports.ts';
-import type { Attributes, FileId, ReadResult, WriteResult } from '../file-system.ts';
-import { NfsError, NfsStatus, type Stable } from '../file-system.ts';
+import type { Attributes, FileId, ReadResult } from '../file-system.ts';
+import { NfsError, NfsStatus } from '../file-system.ts';
 import { AcceptStatus, REPLY_HEADER_BYTES, writeAccepted } from '../rpc.ts';
 import type { Segment } from '../segments.ts';
-import { padded, XdrError, type XdrWriter } from '../xdr.ts';
+import { padded, type XdrWriter } from '../xdr.ts';
 import { ATTRIBUTE_BYTES, POST_ATTRIBUTE_BYTES, putAttributes, statusOf } from './types.ts';
-import { WCC_BYTES, writePostAttributes, writeWcc } from './types.ts';
+import { writePostAttributes } from './types.ts';
 
 /**
- * GETATTR, READ and WRITE: nearly every call of a running machine. When the file system answers at
- * once, a call costs no promise and no closure, and READ puts the bytes where the reply needs them.
+ * GETATTR and READ: with WRITE (write.ts) nearly every call of a running machine. When the file system
+ * answers at once, a call costs no promise and no closure, and READ puts the bytes where the reply
+ * needs them.
  */
 
 /** Mark, RPC header, status, post_op_attr; then count, eof and the length of the data. */
 const READ_ATTRIBUTES_AT = 4 + REPLY_HEADER_BYTES + 4;
 const READ_COUNT_AT = READ_ATTRIBUTES_AT + POST_ATTRIBUTE_BYTES;
 const READ_DATA_AT = READ_COUNT_AT + 12;
-/** RPC header, status, wcc_data, count, committed, verifier. */
-const WRITE_REPLY_BYTES = REPLY_HEADER_BYTES + 4 + WCC_BYTES + 16;
 
 /** Errors that an administrator should hear of. */
 export function report(connection: Connection, from: Export, error: unknown): NfsStatus {
@@ -262,7 +261,7 @@ function replyReadFailure(
 }
 
 /** Attributes when they can be had without waiting; they are optional everywhere but in GETATTR. */
-function attributesNow(from: Export, file: FileId): Attributes | undefined {
+export function attributesNow(from: Export, file: FileId): Attributes | undefined {
   try {
     const attributes = from.fileSystem.attributes(file);
     if (!isPromise(attributes)) return attributes;
@@ -271,172 +270,4 @@ function attributesNow(from: Export, file: FileId): Attributes | undefined {
     return undefined;
   }
   return undefined;
-}
-
-// -- WRITE (RFC 1813 3.3.7) ---------------------------------------------------------------------
-
-export function write(connection: Connection): void {
-  const status = connection.admit();
-  const reader = connection.reader;
-  const offset = reader.u64Number();
-  const count = reader.u32();
-  const stable = reader.u32();
-  const length = reader.count(reader.remaining);
-  const at = reader.skip(length);
-  reader.done();
-  if (stable > 2) throw new XdrError(`stable_how ${stable}`);
-  const { xid } = connection.header;
-  if (status !== NfsStatus.ok) return replyWriteFailure(connection, undefined, xid, status);
-  const from = connection.export;
-  const file = connection.parts.file;
-  // A short answer tells the client to send the rest (RFC 1813 3.3.7).
-  const bytes = count > nfsLimits.transferBytesMax ? nfsLimits.transferBytesMax : count;
-  const wrong = count > length ? NfsStatus.inval : NfsStatus.fbig;
-  if (count > length || offset > Number.MAX_SAFE_INTEGER - bytes) {
-    const now = attributesNow(from, file);
-    return replyWriteFailure(connection, from, xid, wrong, now, now);
-  }
-  const data = reader.bytes.subarray(at, at + bytes);
-  let before: MaybePromise<Attributes | undefined>;
-  try {
-    before = from.fileSystem.attributes(file);
-  } catch (error) {
-    return replyWriteFailure(connection, from, xid, report(connection, from, error));
-  }
-  if (isPromise(before)) {
-    const memory = connection.keepInput();
-    connection.enter(bytes);
-    void before
-      .catch(() => undefined)
-      .then((known) => writeBytes(connection, from, file, xid, offset, data, stable, known))
-      .finally(() => {
-        connection.leave(bytes);
-        connection.releaseInput(memory);
-      });
-    return;
-  }
-  const waiting = writeBytes(connection, from, file, xid, offset, data, stable, before);
-  if (waiting === undefined) return;
-  const memory = connection.keepInput();
-  if (memory !== undefined) void waiting.then(() => connection.releaseInput(memory));
-}
-
-/** undefined: answered. Otherwise the data belongs to the file system until the promise resolves. */
-function writeBytes(
-  connection: Connection,
-  from: Export,
-  file: FileId,
-  xid: number,
-  offset: number,
-  data: Buffer,
-  stable: number,
-  before: Attributes | undefined,
-): Promise<void> | undefined {
-  // Read before the bytes are given away: when they are lost while this call waits, the client has
-  // to see a change between this verifier and the one of its COMMIT.
-  from.refreshVerifier();
-  const done: WriteAnswer = {
-    xid,
-    bytes: data.length,
-    before,
-    verifierHigh: from.verifierHigh,
-    verifierLow: from.verifierLow,
-  };
-  let result: MaybePromise<WriteResult>;
-  let after: MaybePromise<Attributes>;
-  try {
-    result = from.fileSystem.write(file, offset, data, stable as Stable);
-    if (isPromise(result)) {
-      return writeLater(connection, from, file, done, result);
-    }
-    after = from.fileSystem.attributes(file);
-  } catch (error) {
-    const failure = report(connection, from, error);
-    replyWriteFailure(connection, from, xid, failure, before, attributesNow(from, file));
-    return undefined;
-  }
-  if (isPromise(after)) return writeLater(connection, from, file, done, result, after);
-  replyWrite(connection, from, done, result, after);
-  connection.callStartMs = countWrite(connection, from, connection.callStartMs, data.length);
-  return undefined;
-}
-
-interface WriteAnswer {
-  readonly xid: number;
-  readonly bytes: number;
-  readonly before: Attributes | undefined;
-  readonly verifierHigh: number;
-  readonly verifierLow: number;
-}
-
-async function writeLater(
-  connection: Connection,
-  from: Export,
-  file: FileId,
-  done: WriteAnswer,
-  pending: MaybePromise<WriteResult>,
-  pendingAfter?: Promise<Attributes>,
-): Promise<void> {
-  const startMs = connection.callStartMs;
-  const { xid, bytes, before } = done;
-  connection.enter(bytes);
-  from.enter();
-  try {
-    const result = await pending;
-    let after = pendingAfter ?? from.fileSystem.attributes(file);
-    if (isPromise(after)) after = await after;
-    replyWrite(connection, from, done, result, after);
-    countWrite(connection, from, startMs, bytes);
-  } catch (error) {
-    const failure = report(connection, from, error);
-    replyWriteFailure(connection, from, xid, failure, before, attributesNow(from, file));
-  } finally {
-    connection.leave(bytes);
-    from.leave();
-  }
-}
-
-function countWrite(connection: Connection, from: Export, startMs: number, bytes: number): number {
-  const nowMs = connection.shared.clock.monotonic();
-  from.writes++;
-  from.writtenBytes += bytes;
-  from.writeLatency.add(nowMs - startMs);
-  return nowMs;
-}
-
-function replyWrite(
-  connection: Connection,
-  from: Export,
-  done: WriteAnswer,
-  result: WriteResult,
-  after: Attributes,
-): void {
-  if (connection.closed) return;
-  const segment = connection.reserve(WRITE_REPLY_BYTES);
-  const writer = segment.writer;
-  const start = writer.position;
-  writer.position = start + 4;
-  writeAccepted(writer, done.xid, AcceptStatus.success);
-  writer.u32(NfsStatus.ok);
-  writeWcc(writer, from, done.before, after);
-  writer.u32(done.bytes);
-  writer.u32(result.committed);
-  writer.u32(done.verifierHigh);
-  writer.u32(done.verifierLow);
-  connection.seal(segment, start);
-}
-
-function replyWriteFailure(
-  connection: Connection,
-  from: Export | undefined,
-  xid: number,
-  status: NfsStatus,
-  before?: Attributes,
-  after?: Attributes,
-): void {
-  connection.reply(WRITE_REPLY_BYTES, (writer) => {
-    writeAccepted(writer, xid, AcceptStatus.success);
-    writer.u32(status);
-    writeWcc(writer, from, before, after);
-  });
 }

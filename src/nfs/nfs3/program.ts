@@ -1,15 +1,16 @@
 import type { Connection } from '../connection.ts';
 import { AcceptStatus, REPLY_HEADER_BYTES, writeAccepted } from '../rpc.ts';
 import { type ProcedureRow, runProcedure } from './call.ts';
-import { getAttributes, read, write } from './data.ts';
+import { getAttributes, read } from './data.ts';
 import { readDirectory, readDirectoryPlus } from './directories.ts';
 import * as files from './files.ts';
 import * as names from './names.ts';
 import { Procedure } from './types.ts';
+import { write } from './write.ts';
 
 /**
- * NFS version 3 (RFC 1813): all 22 procedures over the `FileSystem` port. data.ts holds the three
- * that a running machine lives on; all others are rows of one table, run by call.ts.
+ * NFS version 3 (RFC 1813): all 22 procedures over the `FileSystem` port. data.ts and write.ts hold the
+ * three that a running machine lives on; all others are rows of one table, run by call.ts.
  */
 const rows: Readonly<Partial<Record<Procedure, ProcedureRow>>> = {
   [Procedure.setattr]: files.setAttributes,
