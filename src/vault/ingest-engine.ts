@@ -1,6 +1,6 @@
 import { Worker } from 'node:worker_threads';
 import { RouseError } from '../errors.ts';
-import { keyedHash } from './hash.ts';
+import { keyedHashInto } from './hash.ts';
 import type { SlabMemory, SlabViews } from './ingest-slab.ts';
 
 /** Does the two costly steps for the first `count` blocks of a slab, elsewhere or here. */
@@ -34,7 +34,7 @@ export interface WorkerJob {
 
 /** On this thread, with a turn for everybody else after each slab: tests, and small machines. */
 export function inlineEngine(setup: WorkerSetup): IngestEngine {
-  const hash = keyedHash(setup.key);
+  const hash = keyedHashInto(setup.key);
   const turn = () => new Promise<void>((resolve) => void setImmediate(resolve));
   return {
     hash: async (slab, count) => {

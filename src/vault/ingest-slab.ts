@@ -1,5 +1,5 @@
 import { codecs, type CodecName } from './codecs.ts';
-import { idBytes, type HashBlock } from './hash.ts';
+import { idBytes, type HashBlockInto } from './hash.ts';
 import { encodeRecord, recordBytesMax } from './record.ts';
 
 /**
@@ -21,51 +21,49 @@ export interface SlabMemory {
 
 export class SlabViews {
   readonly blocks: number;
-  readonly plain: Buffer;
-  readonly ids: Buffer;
   readonly codecs: Buffer;
   readonly lengths: Uint32Array;
-  readonly records: Buffer;
-  readonly #blockBytes: number;
-  readonly #recordRoom: number;
+  /** Views are made once: three for each block of each slab would cost more than the lookups. */
+  readonly #blocks: readonly Buffer[];
+  readonly #ids: readonly Buffer[];
+  readonly #rooms: readonly Buffer[];
 
   constructor(memory: SlabMemory, blockBytes: number) {
-    this.#blockBytes = blockBytes;
-    this.#recordRoom = recordBytesMax(blockBytes);
+    const recordRoom = recordBytesMax(blockBytes);
     this.blocks = memory.plain.byteLength / blockBytes;
     const n = this.blocks;
-    this.plain = Buffer.from(memory.plain);
-    this.ids = Buffer.from(memory.results, 0, n * idBytes);
     this.lengths = new Uint32Array(memory.results, n * idBytes, n);
-    this.records = Buffer.from(memory.results, n * (idBytes + 4), n * this.#recordRoom);
-    this.codecs = Buffer.from(memory.results, n * (idBytes + 4 + this.#recordRoom), n);
+    const records = n * (idBytes + 4);
+    this.codecs = Buffer.from(memory.results, records + n * recordRoom, n);
+    const views = (buffer: SharedArrayBuffer, start: number, length: number) =>
+      Array.from({ length: n }, (_, i) => Buffer.from(buffer, start + i * length, length));
+    this.#blocks = views(memory.plain, 0, blockBytes);
+    this.#ids = views(memory.results, 0, idBytes);
+    this.#rooms = views(memory.results, records, recordRoom);
   }
 
   block(i: number): Buffer {
-    return this.plain.subarray(i * this.#blockBytes, (i + 1) * this.#blockBytes);
+    return this.#blocks[i] as Buffer;
   }
 
   id(i: number): Buffer {
-    return this.ids.subarray(i * idBytes, (i + 1) * idBytes);
+    return this.#ids[i] as Buffer;
   }
 
-  /** The record of a block, after packing. */
-  record(i: number): Buffer {
-    const start = i * this.#recordRoom;
-    return this.records.subarray(start, start + (this.lengths[i] ?? 0));
+  /** After packing, the record of a block, `lengths[i]` bytes, and room behind it. */
+  room(i: number): Buffer {
+    return this.#rooms[i] as Buffer;
   }
 
-  hashBlocks(count: number, hash: HashBlock): void {
-    for (let i = 0; i < count; i++) this.ids.set(hash(this.block(i)), i * idBytes);
+  hashBlocks(count: number, hash: HashBlockInto): void {
+    for (let i = 0; i < count; i++) hash(this.block(i), this.id(i));
   }
 
   packBlocks(count: number): void {
     for (let i = 0; i < count; i++) {
       const codec = codecNames[this.codecs[i] ?? skip];
       if (codec === undefined) continue;
-      const start = i * this.#recordRoom;
-      const room = this.records.subarray(start, start + this.#recordRoom);
-      this.lengths[i] = encodeRecord(room, this.id(i), this.block(i), codec);
+      this.lengths[i] = encodeRecord(this.room(i), this.id(i), this.block(i), codec);
     }
   }
 }

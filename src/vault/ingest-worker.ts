@@ -3,12 +3,12 @@ import { createRequire } from 'node:module';
 import { setPriority } from 'node:os';
 import { parentPort, workerData } from 'node:worker_threads';
 import { vaultLimits } from '../limits.ts';
-import { keyedHash } from './hash.ts';
+import { keyedHashInto } from './hash.ts';
 import type { WorkerAnswer, WorkerJob, WorkerSetup } from './ingest-engine.ts';
 import { SlabViews } from './ingest-slab.ts';
 
 const setup = workerData as WorkerSetup;
-const hash = keyedHash(setup.key);
+const hash = keyedHashInto(setup.key);
 const slabs: SlabViews[] = [];
 
 beNice();

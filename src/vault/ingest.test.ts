@@ -40,7 +40,7 @@ for (const [name, make] of [
         const isPacked = i < 15 && i % 3 !== 0;
         assert.equal(views.lengths[i] !== 0, isPacked);
         if (!isPacked) continue;
-        assert.equal(decodeRecord(views.record(i), views.id(i), plain), blockBytes);
+        assert.equal(decodeRecord(views.room(i), views.id(i), plain), blockBytes);
         assert.ok(plain.equals(views.block(i)));
       }
     assert.equal(engine.isBroken, false);

@@ -17,8 +17,20 @@ import type { VaultIndex } from './vault-index.ts';
 
 interface OpenPack {
   readonly buffer: Buffer;
-  readonly entries: PackEntry[];
+  readonly entries: PendingEntry[];
   used: number;
+}
+
+/** A block of a pack that is not written yet. */
+interface PendingEntry extends PackEntry {
+  readonly key: string;
+  readonly pack: OpenPack;
+}
+
+/** A block's id, which nobody changes any more, and its `idKey`, made once. */
+export interface KeyedId {
+  readonly id: Buffer;
+  readonly key: string;
 }
 
 /**
@@ -33,7 +45,7 @@ export class PackWriter {
   readonly #store: BlobStore;
   readonly #index: VaultIndex;
   readonly #roomBytes: number;
-  readonly #pending = new Map<string, { pack: OpenPack; offset: number; length: number }>();
+  readonly #pending = new Map<string, PendingEntry>();
   #open: OpenPack | undefined;
   readonly #writing = new Set<Promise<void>>();
   #spare: Buffer[] = [];
@@ -46,8 +58,9 @@ export class PackWriter {
     this.#roomBytes = Math.max(packBytes, packHeaderBytes + recordBytesMax(shape.blockBytes));
   }
 
-  has(id: Buffer): boolean {
-    return this.#pending.size > 0 && this.#pending.has(idKey(id));
+  /** Whether the block with this `idKey` is in a pack that is not written yet. */
+  has(key: string): boolean {
+    return this.#pending.has(key);
   }
 
   /** The record of a block whose pack is not written yet. */
@@ -57,17 +70,20 @@ export class PackWriter {
     return found?.pack.buffer.subarray(found.offset, found.offset + found.length);
   }
 
-  /** Takes a copy. Call `room` now and then, or memory grows. */
-  append(id: Buffer, record: Uint8Array): void {
+  /**
+   * Takes a copy of the record, the first `length` bytes of `bytes`, and keeps the id. Call `room`
+   * now and then, or memory grows.
+   */
+  append({ id, key }: KeyedId, bytes: Buffer, length: number): void {
     const table = (this.#open?.entries.length ?? 0) * packEntryBytes + packFooterBytes;
-    if (this.#open !== undefined && this.#open.used + record.length + table > this.#roomBytes)
+    if (this.#open !== undefined && this.#open.used + length + table > this.#roomBytes)
       this.#seal(this.#open);
     const pack = (this.#open ??= this.#begin());
-    const entry = { id: Buffer.from(id), offset: pack.used, length: record.length };
-    pack.buffer.set(record, pack.used);
-    pack.used += record.length;
+    const entry = { id, key, pack, offset: pack.used, length };
+    bytes.copy(pack.buffer, pack.used, 0, length);
+    pack.used += length;
     pack.entries.push(entry);
-    this.#pending.set(idKey(id), { pack, offset: entry.offset, length: entry.length });
+    this.#pending.set(key, entry);
   }
 
   #begin(): OpenPack {
@@ -95,10 +111,8 @@ export class PackWriter {
           : new RouseError('io-error', `a pack could not be written: ${String(error)}`),
       );
     }
-    for (const { id } of pack.entries) {
-      const key = idKey(id);
-      if (this.#pending.get(key)?.pack === pack) this.#pending.delete(key);
-    }
+    for (const entry of pack.entries)
+      if (this.#pending.get(entry.key) === entry) this.#pending.delete(entry.key);
     if (this.#spare.length < vaultLimits.packsWritingMax) this.#spare.push(pack.buffer);
   }
 

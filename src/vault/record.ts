@@ -59,7 +59,7 @@ export function encodeRecord(
   target.set(id, 24);
   const end = recordHeaderBytes + payloadBytes;
   const length = recordBytes(payloadBytes);
-  target.fill(0, end, length);
+  for (let at = end; at < length; at++) target[at] = 0;
   target.writeBigUInt64LE(checksum(target.subarray(8, end)), 0);
   return length;
 }

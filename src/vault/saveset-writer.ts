@@ -192,8 +192,8 @@ class TreeDiskWriter implements DiskWriter, BlockSink {
     this.#context.cost.readBytes += bytes.length;
     const { blockBytes } = this.#context.home;
     for (let at = 0; at < bytes.length; at += blockBytes) {
-      const piece = bytes.subarray(at, at + blockBytes);
-      await this.#take((offset + at) / blockBytes, piece);
+      const waiting = this.#take((offset + at) / blockBytes, bytes.subarray(at, at + blockBytes));
+      if (waiting !== undefined) await waiting;
     }
   }
 

@@ -80,24 +80,25 @@ export class VaultIndex {
       place.length = entry.length;
       this.#blocks.insert(entry.id, 0, place);
     }
-    if (!this.#isTracking) return;
-    for (const entry of entries) this.#unsaved.push(entry);
-    this.#unsavedPacks.push(entries.length);
+    if (this.#isTracking) this.#unsaved.push(unsavedEntries(entries));
   }
 
-  /** Entries of the packs from `#firstUnsaved`, and how many each pack has. */
-  #unsaved: PackEntry[] = [];
-  #unsavedPacks: number[] = [];
+  /** For each pack from `#firstUnsaved` its entries. */
+  #unsaved: Buffer[] = [];
   #isTracking = true;
 
+  get #unsavedBytes(): number {
+    return this.#unsaved.reduce((sum, entries) => sum + entries.length, 0);
+  }
+
   get shouldSave(): boolean {
-    return this.#unsaved.length >= vaultLimits.indexPendingMax;
+    return this.#unsavedBytes >= vaultLimits.indexPendingMax * unsavedBytes;
   }
 
   /** What is known now is on disk when it resolves. One saving runs at a time. */
   async save(): Promise<void> {
     while (this.#saving !== undefined) await this.#saving.catch(() => undefined);
-    if (this.#unsavedPacks.length === 0) return;
+    if (this.#unsaved.length === 0) return;
     this.#saving = this.#saveNow();
     try {
       await this.#saving;
@@ -107,20 +108,17 @@ export class VaultIndex {
   }
 
   async #saveNow(): Promise<void> {
-    const counts = this.#unsavedPacks;
-    const entries = this.#unsaved;
+    const unsaved = this.#unsaved;
     const first = this.#firstUnsaved;
-    const packs = this.#packs.slice(first, first + counts.length);
+    const packs = this.#packs.slice(first, first + unsaved.length);
     this.#unsaved = [];
-    this.#unsavedPacks = [];
-    this.#firstUnsaved = first + counts.length;
+    this.#firstUnsaved = first + unsaved.length;
     try {
       if (this.#files.needsBase(vaultLimits.indexRunsMax))
         await this.#files.rewrite(this.#blocks, this.#packs.slice());
-      else await this.#files.append(packs, entryWords(entries, counts));
+      else await this.#files.append(packs, entryWords(unsaved));
     } catch (error) {
-      this.#unsaved = [...entries, ...this.#unsaved];
-      this.#unsavedPacks = [...counts, ...this.#unsavedPacks];
+      this.#unsaved = [...unsaved, ...this.#unsaved];
       this.#firstUnsaved = first;
       throw error;
     }
@@ -145,7 +143,6 @@ export class VaultIndex {
     this.#numbers = next.#numbers;
     this.#storedBytes = next.#storedBytes;
     this.#unsaved = [];
-    this.#unsavedPacks = [];
     this.#firstUnsaved = this.#packs.length;
     this.#saving = this.#files.rewrite(this.#blocks, this.#packs.slice());
     try {
@@ -164,23 +161,36 @@ export class VaultIndex {
     this.#numbers = new Map();
     this.#storedBytes = 0;
     this.#unsaved = [];
-    this.#unsavedPacks = [];
     this.#firstUnsaved = 0;
   }
 
   get memoryBytes(): number {
-    return this.#blocks.memoryBytes + this.#packs.length * 200 + this.#unsaved.length * 120;
+    return this.#blocks.memoryBytes + this.#packs.length * 200 + this.#unsavedBytes;
   }
 }
 
+/** An entry that waits for the next run: the part of its id that the index keeps, where, how long. */
+const unsavedBytes = 20;
+
+function unsavedEntries(entries: readonly PackEntry[]): Buffer {
+  const bytes = Buffer.allocUnsafeSlow(entries.length * unsavedBytes);
+  entries.forEach(({ id, offset, length }, i) => {
+    const at = i * unsavedBytes;
+    id.copy(bytes, at, 0, 12);
+    bytes.writeUInt32LE(offset, at + 12);
+    bytes.writeUInt32LE(length, at + 16);
+  });
+  return bytes;
+}
+
 /** As the index keeps them, the packs numbered from 0. */
-function entryWords(entries: readonly PackEntry[], counts: readonly number[]): Uint32Array {
+function entryWords(unsaved: readonly Buffer[]): Uint32Array {
   const sorted = new BlockIndex();
-  let at = 0;
-  counts.forEach((count, pack) => {
-    for (const { id, offset, length } of entries.slice(at, at + count))
-      sorted.insert(id, 0, { pack, offset, length });
-    at += count;
+  unsaved.forEach((bytes, pack) => {
+    for (let at = 0; at < bytes.length; at += unsavedBytes) {
+      const [offset, length] = [bytes.readUInt32LE(at + 12), bytes.readUInt32LE(at + 16)];
+      sorted.insert(bytes, at, { pack, offset, length });
+    }
   });
   const slices = Array.from({ length: sorted.slices }, (_, i) => sorted.slice(i));
   const words = new Uint32Array(sorted.size * 5);
