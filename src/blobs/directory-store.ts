@@ -116,7 +116,7 @@ class DirectoryBlobStore implements BlobStore {
   async #writeSynced(path: string, chunks: readonly Uint8Array[]): Promise<void> {
     const file = await this.#files.open(path, 'create');
     try {
-      await file.write(chunks, 0);
+      await file.writeUncached(chunks, 0);
       await file.sync();
     } finally {
       await file.close();

@@ -47,7 +47,14 @@ export interface OpenFile {
   readNow(target: Uint8Array, position: number): number;
   /** Writes all buffers, one after the other, from `position`. */
   write(buffers: readonly Uint8Array[], position: number): Promise<void>;
-  /** The same, synchronously, into the page cache. */
+  /**
+   * As `write`, for much that nobody reads soon: where the file system can, it goes past the page
+   * cache, which stays with those who read. Bytes in buffers of `alignedBuffer` can; others, and
+   * what is left behind the last whole page, are written as usual. Nothing else may be written to
+   * the file meanwhile.
+   */
+  writeUncached(buffers: readonly Uint8Array[], position: number): Promise<void>;
+  /** As `write`, synchronously, into the page cache. */
   writeNow(buffers: readonly Uint8Array[], position: number): void;
   sync(): Promise<void>;
   /** Gives the range back; it reads as zeros afterwards. The size stays. */

@@ -14,6 +14,7 @@ interface Libc {
   readonly lseek: Native;
   readonly fallocate: Native;
   readonly flock: Native;
+  readonly fcntl: Native;
 }
 
 const libc = loadLibc();
@@ -30,6 +31,7 @@ function loadLibc(): Libc | undefined {
       lseek: library.func('int64 lseek(int fd, int64 offset, int whence)'),
       fallocate: library.func('int fallocate(int fd, int mode, int64 offset, int64 length)'),
       flock: library.func('int flock(int fd, int operation)'),
+      fcntl: library.func('int fcntl(int fd, int command, int flags)'),
     };
   } catch {
     return undefined;
@@ -98,4 +100,34 @@ const LOCK_EXCLUSIVE_NOW = 2 | 4;
 export function tryLock(fd: number): boolean {
   if (libc === undefined) return true;
   return Number(libc.flock(fd, LOCK_EXCLUSIVE_NOW)) === 0;
+}
+
+/** fcntl(2): F_SETFL. */
+const F_SETFL = 4;
+
+/**
+ * Direct I/O wants memory, position and length in multiples of the device's blocks: 512 or 4,096
+ * bytes. What a device with larger ones refuses is written as usual.
+ */
+export const directBytes = 4096;
+
+/** Turns direct I/O of an open file on or off; false where the file system has none. */
+export function setDirect(fd: number, isOn: boolean): boolean {
+  if (libc === undefined) return false;
+  return Number(libc.fcntl(fd, F_SETFL, isOn ? fs.constants.O_DIRECT : 0)) === 0;
+}
+
+/** Whether direct I/O can take this memory as it lies. */
+export function isAligned(bytes: Uint8Array): boolean {
+  if (libc === undefined || bytes.length < directBytes) return false;
+  return Number(BigInt(libc.koffi.address(bytes)) % BigInt(directBytes)) === 0;
+}
+
+/** Memory that direct I/O can take as it lies, where that is possible; its content is arbitrary. */
+export function alignedBuffer(sizeBytes: number): Buffer {
+  if (libc === undefined || sizeBytes < directBytes) return Buffer.allocUnsafeSlow(sizeBytes);
+  const wider = Buffer.allocUnsafeSlow(sizeBytes + directBytes);
+  const over = Number(BigInt(libc.koffi.address(wider)) % BigInt(directBytes));
+  const start = over === 0 ? 0 : directBytes - over;
+  return wider.subarray(start, start + sizeBytes);
 }

@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as promises from 'node:fs/promises';
 import { RouseError, systemErrorCode, toRouseError } from '../errors.ts';
 import type { Files, FileStat, OpenFile, OpenMode } from './files.ts';
-import { preadNoWait, punchHole } from './libc.ts';
+import { directBytes, isAligned, preadNoWait, punchHole, setDirect } from './libc.ts';
 
 /** The real file system behind the `Files` port. */
 export const nodeFiles: Files = {
@@ -120,6 +120,31 @@ class NodeFile implements OpenFile {
     } catch (error) {
       throw toRouseError(error, this.#path);
     }
+  }
+
+  async writeUncached(buffers: readonly Uint8Array[], position: number): Promise<void> {
+    const written = await this.#writeDirect(buffers[0], position);
+    await this.write(afterBytes(buffers, written), position + written);
+  }
+
+  /** How many bytes went past the page cache: whole pages of one buffer, or none. */
+  async #writeDirect(buffer: Uint8Array | undefined, position: number): Promise<number> {
+    if (buffer === undefined || position % directBytes !== 0 || !isAligned(buffer)) return 0;
+    if (!setDirect(this.#fd, true)) return 0;
+    const end = buffer.length - (buffer.length % directBytes);
+    let done = 0;
+    try {
+      while (done < end && done % directBytes === 0) {
+        const at = position + done;
+        done += (await this.#handle.write(buffer, done, end - done, at)).bytesWritten;
+      }
+    } catch (error) {
+      // The device's blocks are larger than ours.
+      if (systemErrorCode(error) !== 'EINVAL') throw toRouseError(error, this.#path);
+    } finally {
+      setDirect(this.#fd, false);
+    }
+    return done;
   }
 
   writeNow(buffers: readonly Uint8Array[], position: number): void {

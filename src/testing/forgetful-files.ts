@@ -309,6 +309,10 @@ class ForgetfulFile implements OpenFile {
     this.writeNow(buffers, position);
   }
 
+  writeUncached(buffers: readonly Uint8Array[], position: number): Promise<void> {
+    return this.write(buffers, position);
+  }
+
   writeNow(buffers: readonly Uint8Array[], position: number): void {
     this.#alive(undefined);
     this.#gate.change('write', this.#path);

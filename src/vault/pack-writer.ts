@@ -1,5 +1,6 @@
 import { isRouseError, RouseError } from '../errors.ts';
 import type { BlobStore } from '../blobs/port.ts';
+import { alignedBuffer } from '../lib/libc.ts';
 import { vaultLimits } from '../limits.ts';
 import { names } from './format.ts';
 import { idKey } from './hash.ts';
@@ -87,7 +88,7 @@ export class PackWriter {
   }
 
   #begin(): OpenPack {
-    const buffer = this.#spare.pop() ?? Buffer.allocUnsafeSlow(this.#roomBytes);
+    const buffer = this.#spare.pop() ?? alignedBuffer(this.#roomBytes);
     encodePackHeader(buffer, this.#shape);
     return { buffer, entries: [], used: packHeaderBytes };
   }
