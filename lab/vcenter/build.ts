@@ -11,9 +11,11 @@ import { attempt, run } from '../processes.ts';
  * the first time.
  */
 export async function buildGo(sources: string): Promise<string> {
-  const names = (await readdir(sources)).filter((name) => /(?<!_test)\.go$/.test(name)).sort();
   const key = createHash('sha256').update(await toolVersions());
-  for (const name of names) key.update(name).update(await readFile(join(sources, name)));
+  for (const directory of [sources, join(import.meta.dirname, 'certificate')])
+    for (const name of (await readdir(directory)).sort())
+      if (/(?<!_test)\.go$/.test(name))
+        key.update(`${name}\0`).update(await readFile(join(directory, name)));
   const base = join(cacheDirectory, 'vcenter');
   const program = join(base, `go-${key.digest('hex').slice(0, 24)}`);
   if (existsSync(program)) return program;

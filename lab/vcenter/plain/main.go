@@ -3,24 +3,15 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"flag"
 	"io"
 	"log"
-	"math/big"
-	"net"
 	"net/url"
 	"os"
-	"path/filepath"
-	"time"
 
+	"../certificate"
 	"github.com/vmware/govmomi/simulator"
 )
 
@@ -63,16 +54,11 @@ func run(o options) error {
 	if err := model.Create(); err != nil {
 		return err
 	}
-	certificate, err := newCertificate(o.address)
+	own, pemPath, err := certificate.New(o.address, o.directory)
 	if err != nil {
 		return err
 	}
-	pemPath := filepath.Join(o.directory, "vcenter.pem")
-	block := &pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}
-	if err := os.WriteFile(pemPath, pem.EncodeToMemory(block), 0o644); err != nil {
-		return err
-	}
-	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{own}}
 	model.Service.Listen = &url.URL{Host: o.address, User: url.UserPassword(o.user, o.password)}
 	server := model.Service.NewServer()
 	address := *server.URL
@@ -83,30 +69,4 @@ func run(o options) error {
 	}
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
-}
-
-// newCertificate signs itself, for the address that is listened on.
-func newCertificate(address string) (tls.Certificate, error) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	template := x509.Certificate{
-		SerialNumber:          big.NewInt(time.Now().UnixNano()),
-		Subject:               pkix.Name{CommonName: "vcenter.test"},
-		DNSNames:              []string{"vcenter.test", "localhost"},
-		IPAddresses:           []net.IP{net.ParseIP(host)},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(30 * 24 * time.Hour),
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &template, &template, key.Public(), key)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"reflect"
+	"sync"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// script is what a test has asked for: faults, delays, missing privileges, answers to come.
+type script struct {
+	mu     sync.Mutex
+	faults []*scriptedFault
+	// Faults of tasks, by method and object, between the call and its task.
+	due       map[string]*scriptedFault
+	missing   []missingPrivilege
+	calls     []call
+	behaviour behaviour
+}
+
+// scriptedFault happens to the nth call of a method (counted from when it was scripted), or to
+// every one when nth is 0. A fault of a task's method fails the task, not the call.
+type scriptedFault struct {
+	Method     string `json:"method"`
+	Nth        int    `json:"nth"`
+	Fault      string `json:"fault"`
+	Message    string `json:"message"`
+	DelayMs    int    `json:"delayMs"`
+	AtProgress int32  `json:"atProgress"`
+	// The call is carried out, and its answer is lost with the connection.
+	DropAnswer bool `json:"dropAnswer"`
+	// The call itself fails, also where it would have made a task.
+	InCall bool `json:"inCall"`
+	seen   int
+}
+
+type missingPrivilege struct {
+	Privilege string `json:"privilege"`
+	// The name of an object; none means everywhere.
+	Entity string `json:"entity"`
+}
+
+type call struct {
+	Method string      `json:"method"`
+	Type   string      `json:"type"`
+	Object string      `json:"object"`
+	Args   interface{} `json:"args,omitempty"`
+}
+
+// behaviour is where versions of ESXi differ, or where a test has to slow something down.
+type behaviour struct {
+	// RemoveDatastore of a NAS datastore does not look for machines on it (the API promises
+	// ResourceInUse only for VMFS).
+	NasRemoveAnyway bool `json:"nasRemoveAnyway"`
+	// What guest.toolsRunningStatus says of a machine that is on; guestToolsRunning if empty.
+	ToolsRunningStatus string `json:"toolsRunningStatus"`
+	// CreateScreenshot_Task answers with a path on the datastore instead of doing it.
+	NoScreenshots bool `json:"noScreenshots"`
+}
+
+func newScript() *script {
+	return &script{due: map[string]*scriptedFault{}}
+}
+
+func (s *script) behaves() behaviour {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.behaviour
+}
+
+// next gives what is scripted for a call, if anything.
+func (s *script) next(method string) *scriptedFault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found *scriptedFault
+	for _, each := range s.faults {
+		if each.Method != method {
+			continue
+		}
+		each.seen++
+		if found == nil && (each.Nth == 0 || each.Nth == each.seen) {
+			found = each
+		}
+	}
+	return found
+}
+
+func (s *script) keepForTask(method string, object ref, fault *scriptedFault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.due[method+" "+object.String()] = fault
+}
+
+func (s *script) forTask(method string, object ref) *scriptedFault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := method + " " + object.String()
+	fault := s.due[key]
+	delete(s.due, key)
+	return fault
+}
+
+func (s *script) record(c call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, c)
+}
+
+// lacks tells whether the one user of this vCenter lacks a privilege on an object of this name.
+func (s *script) lacks(privilege, entity string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, each := range s.missing {
+		if each.Privilege == privilege && (each.Entity == "" || each.Entity == entity) {
+			return true
+		}
+	}
+	return false
+}
+
+var faultTypes = types.TypeFunc()
+
+// problem makes the fault by its name in the API, such as `ResourceInUse`.
+func (f *scriptedFault) problem() *problem {
+	kind, known := faultTypes(f.Fault)
+	if known {
+		if fault, ok := reflect.New(kind).Interface().(types.BaseMethodFault); ok {
+			return fail(fault, "%s", f.Message)
+		}
+	}
+	return fail(&types.SystemError{Reason: f.Message}, "%s", f.Message)
+}
