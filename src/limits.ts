@@ -169,6 +169,8 @@ export const recoveryLimits = {
   /** A guest that has an agent says within this that it sees a new disk; most take a second. */
   guestSeesMsMax: 15_000,
   guestSeesPollMs: 500,
+  /** A proxy that restarts while it seals is back within seconds: 1 + 2 + 4 ... 60 s, some minutes. */
+  sealAttemptsMax: 10,
   /** A restored disk is sparse; a datastore with a tenth of its size free may do, less will not. */
   restoreFreeShare: 0.1,
 } as const;

@@ -24,7 +24,8 @@ import { ExportFileSystem } from './export-file-system.ts';
 import { FileTable } from './file-table.ts';
 import type { LayerTuning } from './layer-surroundings.ts';
 import { PlainFiles } from './plain-files.ts';
-import { changedExtents, exportRaw, sealDisks, type SealOptions } from './seal.ts';
+import { changedExtents, exportRaw, sealDisks } from './seal.ts';
+import type { SealedContent, SealOptions } from './seal.ts';
 import { TimeSource } from './time-source.ts';
 import { WriteLayer } from './write-layer.ts';
 
@@ -290,13 +291,20 @@ export class Clone {
    * Writes all disks and configuration files into a new saveset, as one moment saw them, while the
    * clone is in use; the caller seals it. Costs what was written.
    */
-  async sealInto(writer: SavesetWriter, blockBytes: number, options?: SealOptions): Promise<void> {
-    await sealDisks(this.#layer, this.record, writer, blockBytes, options);
+  async sealInto(
+    writer: SavesetWriter,
+    blockBytes: number,
+    options?: SealOptions,
+  ): Promise<SealedContent> {
+    const disks = await sealDisks(this.#layer, this.record, writer, blockBytes, options);
+    const files: { name: string; bytes: Buffer }[] = [];
     for (const name of this.record.files) {
       const path = `${this.record.folder}/${name}`;
       const directory = this.#table.node(this.#resolve(path).directory);
-      if (directory?.entries.has(name)) await writer.file(name, await this.readFile(path));
+      if (directory?.entries.has(name)) files.push({ name, bytes: await this.readFile(path) });
     }
+    for (const { name, bytes } of files) await writer.file(name, bytes);
+    return { disks, files };
   }
 
   /** Writes a disk as a sparse raw file, as one moment sees it. */

@@ -6,7 +6,7 @@
 import type { Extent } from '../lib/disk.ts';
 import type { Files, OpenFile } from '../lib/files.ts';
 import { datastoreLimits } from '../limits.ts';
-import type { SavesetWriter } from '../vault/api.ts';
+import type { DiskRoot, SavesetWriter } from '../vault/api.ts';
 import type { CloneRecord } from './clone-record.ts';
 import { pageBytes } from './layer-format.ts';
 import type { DiskView } from './layer-reader.ts';
@@ -19,6 +19,18 @@ export interface SealOptions {
     readonly totalBytes: number;
   }) => void;
   readonly signal?: AbortSignal;
+}
+
+/** A disk of the clone as it is now. */
+export interface SealedDisk {
+  readonly name: string;
+  readonly root: DiskRoot;
+}
+
+/** All that a sealed saveset consists of. */
+export interface SealedContent {
+  readonly disks: readonly SealedDisk[];
+  readonly files: readonly { readonly name: string; readonly bytes: Buffer }[];
 }
 
 /** Extents of what was written, ascending; not past the end of the disk. */
@@ -79,7 +91,8 @@ export async function sealDisks(
   writer: SavesetWriter,
   blockBytes: number,
   options: SealOptions = {},
-): Promise<void> {
+): Promise<SealedDisk[]> {
+  const sealed: SealedDisk[] = [];
   const views = record.disks.map((_, disk) => layer.snapshot(disk));
   try {
     let totalBytes = 0;
@@ -99,8 +112,9 @@ export async function sealDisks(
           options.onProgress?.({ doneBytes, totalBytes });
         }
       }
-      await target.finish();
+      sealed.push({ name, root: await target.finish() });
     }
+    return sealed;
   } finally {
     for (const view of views) view.release();
   }

@@ -9,6 +9,8 @@ import {
 import { RouseError } from '../errors.ts';
 import type { FileSystem } from '../nfs/file-system.ts';
 import type { Saveset, SavesetWriter, Vault } from '../vault/api.ts';
+import type { SealedContent } from '../datastore/seal.ts';
+import type { JobProgress } from './jobs.ts';
 import type { CloneSpec, CloneView } from './port.ts';
 
 /** What the NFS server needs of a clone to export it. */
@@ -24,7 +26,7 @@ export interface ClonesParts {
   readonly around: CloneSurroundings;
   /** The directory that holds them all. */
   readonly directory: string;
-  readonly vault: Pick<Vault, 'saveset' | 'readFile' | 'blockBytes'>;
+  readonly vault: Pick<Vault, 'saveset' | 'savesets' | 'readFile' | 'blockBytes'>;
   readonly log: { error(facts: object, message: string): void };
 }
 
@@ -90,25 +92,38 @@ export class Clones {
     });
   }
 
+  /** The same writes sealed again answer the saveset that is there. */
   seal(
     cloneId: string,
     writer: SavesetWriter,
     takenAtMs: number,
     labels: Readonly<Record<string, string>>,
-    signal: AbortSignal,
+    { signal, update }: Pick<JobProgress, 'signal' | 'update'>,
   ): Promise<Saveset> {
     return this.#inTurn(cloneId, async () => {
       const clone = this.#find(cloneId);
       const { vault } = this.#parts;
       const base = await vault.saveset(clone.record.savesetId);
-      await clone.sealInto(writer, vault.blockBytes, { signal });
+      const content = await clone.sealInto(writer, vault.blockBytes, {
+        signal,
+        onProgress: update,
+      });
+      signal.throwIfAborted();
+      const sealed = (await vault.savesets()).filter(
+        (one) => one.kind === 'sealed' && one.labels[cloneLabel] === cloneId,
+      );
+      for (const saveset of sealed) {
+        if (!(await isSameContent(vault, saveset, content))) continue;
+        await writer.abandon();
+        return saveset;
+      }
       return writer.seal({
         machine: base.machine,
         takenAtMs,
         kind: 'sealed',
         basedOn: base.id,
         consistency: 'crash',
-        labels,
+        labels: { ...labels, [cloneLabel]: cloneId },
       });
     });
   }
@@ -163,6 +178,26 @@ export class Clones {
       if (this.#queues.get(cloneId) === mine) this.#queues.delete(cloneId);
     }
   }
+}
+
+/** The label by which sealing the same clone again finds what was sealed before. */
+const cloneLabel = 'rouse.clone';
+
+async function isSameContent(
+  vault: Pick<Vault, 'readFile'>,
+  saveset: Saveset,
+  { disks, files }: SealedContent,
+): Promise<boolean> {
+  if (saveset.disks.length !== disks.length || saveset.files.length !== files.length) return false;
+  for (const { name, root } of disks) {
+    const before = saveset.disks.find((disk) => disk.name === name)?.root;
+    if (before?.hash !== root.hash || before.sizeBytes !== root.sizeBytes) return false;
+  }
+  for (const { name, bytes } of files) {
+    const before = saveset.files.find((file) => file.name === name);
+    if (before === undefined || !(await vault.readFile(before)).equals(bytes)) return false;
+  }
+  return true;
 }
 
 /** product.md, step 6: `/<mtree>/Recover-<proxy>-<id>`. */

@@ -53,8 +53,8 @@ export class LocalProxy implements Proxy {
       openFile: parts.openFile,
       openNbd: parts.openNbd,
       createTarget: parts.createTarget,
-      sealClone: (cloneId, writer, takenAtMs, labels, signal) =>
-        parts.clones.seal(cloneId, writer, takenAtMs, labels, signal),
+      sealClone: (cloneId, writer, takenAtMs, labels, progress) =>
+        parts.clones.seal(cloneId, writer, takenAtMs, labels, progress),
       mtreeOf: (cloneId) => parts.clones.mtreeOf(cloneId),
     });
     this.#jobs = new Jobs(runner, parts.clock);

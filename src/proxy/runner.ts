@@ -28,7 +28,7 @@ export interface RunnerParts {
     writer: SavesetWriter,
     takenAtMs: number,
     labels: Readonly<Record<string, string>>,
-    signal: AbortSignal,
+    progress: JobProgress,
   ): Promise<Saveset>;
   /** The mtree of a clone. */
   mtreeOf(cloneId: string): string;
@@ -103,7 +103,7 @@ async function take(
         writer,
         spec.takenAtMs,
         { [jobLabel]: spec.id },
-        progress.signal,
+        progress,
       );
   }
 }

@@ -1,5 +1,4 @@
 import type { Command } from 'commander';
-import type { SavesetView } from '../catalog/schema.ts';
 import { RouseError } from '../errors.ts';
 import { type Commands, examples, follow, leaseOf, repeated } from '../lib/terminal.ts';
 import type { Terminal } from '../lib/terminal.ts';
@@ -8,6 +7,7 @@ import { formatRelative, formatTime, parseTime } from '../lib/times.ts';
 import { showPlan } from './plan-text.ts';
 import type { Recovery, RecoveryMode, RecoveryRequestInput } from './schema.ts';
 import { outcomeLines, stepLines } from './steps-text.ts';
+import { addSeal } from './seal-commands.ts';
 import { followRecovery, recoveryPath, writePicture } from './watch.ts';
 
 /** `rouse recover`, `recoveries`, and what is done with one afterwards. */
@@ -435,23 +435,4 @@ function addResume(program: Command, terminal: Terminal): void {
       terminal.answer(view, () => finish(view, terminal));
     });
   examples(command, ['rouse resume web01']);
-}
-
-function addSeal(parent: Command, terminal: Terminal, name: string): void {
-  const command = parent
-    .command(name)
-    .description('make a new saveset of a recovery, with all that was written to it')
-    .argument('<recovery>', 'id or name of the recovery, or its machine')
-    .action(async (reference: string) => {
-      const client = await terminal.client();
-      const path = `${recoveryPath(reference)}/seal`;
-      // What was written decides how long it takes: no time-out.
-      const saveset = (await client.post(path, {}, { timeoutMs: 0 })) as SavesetView;
-      terminal.answer(saveset, () => {
-        const size = `${formatBytes(saveset.newBytes)} new`;
-        terminal.print(`Sealed into saveset ${saveset.id} (${size}).`);
-        terminal.print(`→ rouse recover --saveset ${saveset.id}`);
-      });
-    });
-  examples(command, ['rouse seal web01']);
 }

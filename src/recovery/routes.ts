@@ -11,6 +11,7 @@ import {
   type RecoveryService,
   relocateRequest,
   renewRequest,
+  sealing,
 } from './schema.ts';
 
 const tag = 'recoveries';
@@ -70,6 +71,7 @@ export function recoveryRoutes(recoveries: RecoveryService): readonly Route[] {
       bytes: { type: 'image/png', read: ({ params }) => recoveries.picture(params.recovery) },
     }),
     ...actionRoutes(recoveries),
+    ...sealRoutes(recoveries),
   ];
 }
 
@@ -126,6 +128,50 @@ function actionRoutes(recoveries: RecoveryService): readonly Route[] {
       answer: recovery,
       status: 202,
       handle: ({ params }) => recoveries.resume(params.recovery),
+    }),
+  ];
+}
+
+function sealRoutes({ seals }: RecoveryService): readonly Route[] {
+  const path = `${one}/seals` as const;
+  const params = ['recovery', 'seal'] as const;
+  return [
+    route({
+      method: 'POST',
+      path,
+      summary: 'Begins to make a saveset of the clone, and answers at once',
+      tag,
+      params: ['recovery'] as const,
+      answer: sealing,
+      status: 202,
+      handle: ({ params }) => seals.begin(params.recovery),
+    }),
+    route({
+      method: 'GET',
+      path,
+      summary: 'Sealings of a recovery, newest first',
+      tag,
+      params: ['recovery'] as const,
+      answer: z.object({ seals: list(sealing) }),
+      handle: async ({ params }) => ({ seals: await seals.list(params.recovery) }),
+    }),
+    route({
+      method: 'GET',
+      path: `${path}/:seal/events`,
+      summary: 'The sealing as it is, then every change of it',
+      tag,
+      params,
+      answer: sealing,
+      events: ({ params, signal }) => changes(seals.watch(params.recovery, params.seal, signal)),
+    }),
+    route({
+      method: 'POST',
+      path: `${path}/:seal/cancel`,
+      summary: 'Stops it; what was stored is reused by the next one',
+      tag,
+      params,
+      answer: sealing,
+      handle: ({ params }) => seals.cancel(params.recovery, params.seal),
     }),
   ];
 }

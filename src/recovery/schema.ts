@@ -195,6 +195,19 @@ export const recovery = z.object({
 });
 export type Recovery = z.infer<typeof recovery>;
 
+/** The making of a saveset from what a recovery wrote. */
+export const sealing = z.object({
+  id: z.string(),
+  state: z.enum(['running', 'done', 'failed', 'cancelled']),
+  startedMs: timeMs,
+  endedMs: timeMs.nullable(),
+  doneBytes: bytes.describe('Of the blocks that were written to, at least in part.'),
+  totalBytes: bytes,
+  savesetId: z.string().nullable(),
+  error: failure.nullable(),
+});
+export type Sealing = z.infer<typeof sealing>;
+
 /** What a dry run answers: the choices with their reasons, and every change that would be made. */
 export const recoveryPlan = z.object({
   machine: named,
@@ -268,8 +281,12 @@ export interface RecoveryService {
   cancel(reference: string, request: CancelRequest): Promise<Recovery>;
   renew(reference: string, request: RenewRequest): Promise<Recovery>;
   relocate(reference: string, request: RelocateRequest): Promise<Recovery>;
-  /** Resolves when the new saveset is durable; what was written decides how long. */
+  /**
+   * Resolves when the new saveset is durable; what was written decides how long. The same writes
+   * sealed again answer the same saveset.
+   */
   seal(reference: string): Promise<SavesetView>;
+  readonly seals: SealService;
   /** A parked one goes on: exported, registered and powered on again. */
   resume(reference: string): Promise<Recovery>;
   /** A PNG of the machine's screen. Throws `not-found` when there is none. */
@@ -278,10 +295,22 @@ export interface RecoveryService {
   watch(reference: string, signal: AbortSignal): AsyncIterable<Recovery>;
 }
 
+/** `reference`: as for `RecoveryService`. */
+export interface SealService {
+  /** Durable when it resolves: it goes on over kills, by itself. */
+  begin(reference: string): Promise<Sealing>;
+  /** Newest first. */
+  list(reference: string): Promise<readonly Sealing[]>;
+  get(reference: string, sealId: string): Promise<Sealing>;
+  cancel(reference: string, sealId: string): Promise<Sealing>;
+  watch(reference: string, sealId: string, signal: AbortSignal): AsyncIterable<Sealing>;
+}
+
 /** Names in the OpenAPI document. */
 z.globalRegistry.add(recoveryRequest, { id: 'RecoveryRequest' });
 z.globalRegistry.add(recovery, { id: 'Recovery' });
 z.globalRegistry.add(recoveryStep, { id: 'RecoveryStep' });
+z.globalRegistry.add(sealing, { id: 'Sealing' });
 z.globalRegistry.add(recoveryPlan, { id: 'RecoveryPlan' });
 z.globalRegistry.add(cancelRequest, { id: 'CancelRequest' });
 z.globalRegistry.add(renewRequest, { id: 'RenewRequest' });

@@ -11,7 +11,7 @@ import { hostFor, refuseTakenName } from './opening.ts';
 import { datastoreSpec, newMac, type RecoveryInput } from './plan.ts';
 import { chooseTarget, type FoundMachine, nameOf } from './targeting.ts';
 import { noTarget, notNow, type RelocateInput } from './relocating.ts';
-import { sealWrites } from './sealing.ts';
+import { sealing, Seals } from './sealing.ts';
 import type {
   CancelRequest,
   Recovery,
@@ -42,13 +42,16 @@ export interface RecoveryDesk extends RecoveryWorld {
 
 export class Recoveries implements RecoveryService {
   readonly #desk: RecoveryDesk;
+  readonly seals: Seals;
 
   constructor(desk: RecoveryDesk) {
     this.#desk = desk;
+    this.seals = new Seals(desk, (reference) => this.#row(reference));
   }
 
   /** To be called once, before the engine starts. */
   listen(): void {
+    this.#desk.engine.register(sealing(this.#desk));
     this.#desk.engine.onTimer('recovery.relocate/', async (_name, payload: Json) => {
       const { recoveryId } = payload as { recoveryId: string };
       const row = await this.#desk.recoveries.get(recoveryId);
@@ -411,7 +414,7 @@ export class Recoveries implements RecoveryService {
   }
 
   async seal(reference: string): Promise<SavesetView> {
-    return sealWrites(this.#desk, await this.#row(reference));
+    return this.seals.seal(reference);
   }
 
   async resume(reference: string): Promise<Recovery> {

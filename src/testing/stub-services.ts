@@ -10,6 +10,8 @@ import type {
   RecoveryPlan,
   RecoveryRequest,
   RecoveryService,
+  Sealing,
+  SealService,
 } from '../recovery/schema.ts';
 import { stubBackup, stubMachines, stubNowMs, stubRecovery, stubSaveset } from './stub-views.ts';
 import { stubSavesets, stubStats, stubStatus, stubSteps } from './stub-views.ts';
@@ -169,6 +171,38 @@ function planOf(request: RecoveryRequest): RecoveryPlan {
   };
 }
 
+const sealedSaveset = stubSaveset('sealed0001', 'web01', '2026-11-22T12:00:00Z', {
+  kind: 'sealed',
+});
+
+function sealService(find: (reference: string) => Recovery): SealService {
+  const view: Sealing = {
+    id: 'rec0000001.seal.1',
+    state: 'running',
+    startedMs: stubNowMs,
+    endedMs: null,
+    doneBytes: 4096,
+    totalBytes: 8192,
+    savesetId: null,
+    error: null,
+  };
+  const done: Sealing = { ...view, state: 'done', savesetId: sealedSaveset.id };
+  const one = async (reference: string) => {
+    find(reference);
+    return view;
+  };
+  return {
+    begin: one,
+    list: async (reference) => [await one(reference)],
+    get: one,
+    cancel: async (reference) => ({ ...(await one(reference)), state: 'cancelled' }),
+    watch: async function* (reference) {
+      yield await one(reference);
+      yield done;
+    },
+  };
+}
+
 function recoveryService(recoveries: Subject<Recovery>, calls: unknown[]): RecoveryService {
   const find = (reference: string) => recoveries.find(reference, (view) => view.name);
   const change = (reference: string, what: unknown[], more: Partial<Recovery>) => {
@@ -211,9 +245,10 @@ function recoveryService(recoveries: Subject<Recovery>, calls: unknown[]): Recov
         },
       }),
     seal: async (reference) => {
-      const { machine } = find(reference);
-      return stubSaveset('sealed0001', machine.name, '2026-11-22T12:00:00Z', { kind: 'sealed' });
+      find(reference);
+      return sealedSaveset;
     },
+    seals: sealService(find),
     resume: async (reference) => {
       if (find(reference).state !== 'parked') {
         throw new RouseError('wrong-state', `${reference} is not parked`);
@@ -285,6 +320,7 @@ const catalog: CatalogService = {
     return stubSavesets.filter((saveset) => saveset.machine.id === id);
   },
   saveset: async (reference) => {
+    if (reference === sealedSaveset.id) return sealedSaveset;
     const all = stubSavesets.map((saveset) => ({ ...saveset, name: saveset.machine.name }));
     const { name: _, ...saveset } = pick('saveset', reference, all);
     return saveset;

@@ -61,6 +61,8 @@ test('libnfs and QEMU read the disk that was backed up; the write layer takes wr
   await run('qemu-io', ['-f', 'raw', '-c', 'read -P 0x5a 4096 12288', source]);
   const sealed = await rouse.json<{ id: string; kind: string }>('seal', published.recovery);
   assert.equal(sealed.kind, 'sealed');
+  const same = await rouse.json<{ id: string }>('seal', published.recovery);
+  assert.equal(same.id, sealed.id, 'the same writes make one saveset');
   await rouse.run('cancel', published.recovery);
 
   const again = await rouse.json<Published>(
