@@ -23,6 +23,7 @@ import type { Proxy } from './proxy/port.ts';
 import { fileLevelRecovery } from './recovery/flr.ts';
 import { instantAccess } from './recovery/instant-access.ts';
 import { listenToLeases } from './recovery/lease.ts';
+import { Reconciler } from './recovery/reconcile/reconcile.ts';
 import type { ReachableProxy } from './recovery/plan.ts';
 import { inputOf, Recoveries, type RecoveryDesk } from './recovery/service.ts';
 import { ScratchFiles } from './scratch-files.ts';
@@ -73,6 +74,7 @@ class Rooms {
   readonly #hypervisors: HypervisorCatalog;
   readonly #machines: MachineCatalog;
   readonly #recoveries: Recoveries;
+  readonly #reconciler: Reconciler;
   readonly #backups: Backups;
   readonly #engine: Engine;
   readonly #proxy: Proxy;
@@ -103,7 +105,9 @@ class Rooms {
       savesets: () => this.#catalog.savesets.list(),
       activeRecoveries: () => this.#catalog.recoveries.list({ active: true }),
     });
-    this.#recoveries = this.#recoveryService();
+    const desk = this.#recoveryDesk();
+    this.#recoveries = this.#recoveryService(desk);
+    this.#reconciler = this.#reconcilerOf(desk);
     this.#backups = this.#backupService();
   }
 
@@ -127,7 +131,7 @@ class Rooms {
     });
   }
 
-  #recoveryService(): Recoveries {
+  #recoveryDesk(): RecoveryDesk {
     const { config, clock, random } = this.#options;
     const proxy: ReachableProxy = {
       name: config.proxyName,
@@ -135,7 +139,7 @@ class Rooms {
       isAway: false,
       calls: this.#proxy,
     };
-    const desk: RecoveryDesk = {
+    return {
       clock,
       random,
       transaction: (work) => this.#database.transaction(work),
@@ -159,6 +163,9 @@ class Rooms {
       savesetView,
       savesetStored: (saveset) => this.#catalog.savesets.put(saveset, deviceId),
     };
+  }
+
+  #recoveryService(desk: RecoveryDesk): Recoveries {
     const recoveries = new Recoveries(desk);
     const { open, relocate, close } = instantAccess(desk);
     this.#engine.register(open);
@@ -172,6 +179,31 @@ class Rooms {
       (id) => recoveries.hostId(id),
     );
     return recoveries;
+  }
+
+  #reconcilerOf(desk: RecoveryDesk): Reconciler {
+    const { log } = this.#options;
+    const { backups, savesets, events } = this.#catalog;
+    return new Reconciler({
+      ...desk,
+      hypervisors: () => this.#hypervisors.rows(),
+      inputOf,
+      hostId: (id) => this.#recoveries.hostId(id),
+      backupState: async (token) => (await backups.find(token))?.state,
+      isBackupRunning: async (token) => {
+        const run = await this.#engine.run(token);
+        return run !== undefined && run.endedMs === undefined;
+      },
+      checkpoints: async () =>
+        new Set((await savesets.list()).flatMap(({ labels }) => Object.values(labels))),
+      report: async (level, { kind, name, where, recovery, problem, note }) => {
+        const subject =
+          recovery === null ? null : { kind: 'recovery', id: recovery, name: recovery };
+        const message = `${kind} ${name} at ${where}: ${problem}: ${note}`;
+        await events.append({ level, kind: `reconcile.${kind}`, subject, message });
+      },
+      failed: (error) => log.error({ err: error }, 'the reconciler met an error'),
+    });
   }
 
   async #deviceOf(savesetId: string): Promise<{ name: string; address: string }> {
@@ -274,6 +306,7 @@ class Rooms {
       void this.#learnLater();
     });
     await this.#engine.start();
+    this.#reconciler.start();
   }
 
   /** The vault is right: devices and savesets of the catalog are made equal to it. */
@@ -305,6 +338,7 @@ class Rooms {
 
   async stop(): Promise<void> {
     this.#stopping.abort();
+    await this.#reconciler.stop();
     await this.#engine.stop();
     this.#closeProxy();
   }
@@ -328,6 +362,7 @@ class Rooms {
     });
     return {
       recoveries: this.#recoveries,
+      reconciler: this.#reconciler,
       backups: this.#backups,
       catalog: this.#machines,
       hypervisors: this.#hypervisors,

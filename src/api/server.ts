@@ -10,7 +10,7 @@ import type { Random } from '../lib/random.ts';
 import type { Call, Route } from '../lib/route.ts';
 import { nearest } from '../lib/text.ts';
 import { apiLimits } from '../limits.ts';
-import { recoveryRoutes } from '../recovery/routes.ts';
+import { reconcileRoutes, recoveryRoutes } from '../recovery/routes.ts';
 import { openApi } from './openapi.ts';
 import { check, problemOf } from './problems.ts';
 import type { Services } from './services.ts';
@@ -107,6 +107,7 @@ function routesOf(services: Services, version: string): readonly Route[] {
     ...statusRoutes(services.status, services.exports, services.events),
     ...catalogRoutes(services.catalog),
     ...recoveryRoutes(services.recoveries),
+    ...reconcileRoutes(services.reconciler),
     ...backupRoutes(services.backups),
     ...hypervisorRoutes(services.hypervisors),
     ...vaultRoutes(services.vault),

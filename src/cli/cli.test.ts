@@ -151,6 +151,15 @@ test('recover waits, shows the steps and what to do next', async () => {
   assert.equal(request['host'], 'host1');
 });
 
+test('reconcile says what it did, what it left and why', async () => {
+  const dry = await good('reconcile', '--dry-run');
+  assert.match(dry, /would mend: machine web01-recovered at lab\n  no recovery .*: unregistered\n/);
+  assert.match(dry, /left: clone Recover-local-k3f9x2m7qa at local\n.*: It holds 9 MiB/);
+  assert.match(dry, /2 things: 1 would mend, 1 left\.\nA dry run: nothing was changed\./);
+  assert.match(await good('reconcile'), /2 things: 1 mended, 1 left\.\n$/);
+  assert.deepEqual(services.calls.at(-1), ['reconcile', { dryRun: false, force: false }]);
+});
+
 test('publish answers exactly what scripts read', async () => {
   const command = ['recover', 'web01', '--mode', 'publish', '--client', '127.0.0.1', '--json'];
   const answer = JSON.parse(await good(...command));

@@ -5,6 +5,7 @@ import { catalogCommands } from '../catalog/commands.ts';
 import { vaultCommands } from '../catalog/vault-commands.ts';
 import { RouseError } from '../errors.ts';
 import { nearest } from '../lib/text.ts';
+import { reconcileCommands } from '../recovery/reconcile-commands.ts';
 import { recoveryCommands } from '../recovery/commands.ts';
 import { completionCommand } from './completion.ts';
 import { byOption, tellError } from './errors.ts';
@@ -43,6 +44,7 @@ export function createProgram(
   catalogCommands(program, terminal);
   backupCommands(program, terminal);
   recoveryCommands(program, terminal);
+  reconcileCommands(program, terminal);
   vaultCommands(program, terminal);
   completionCommand(program, terminal);
   return program;

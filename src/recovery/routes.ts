@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { savesetView } from '../catalog/schema.ts';
 import { list } from '../lib/fields.ts';
 import { changes, route, type Route } from '../lib/route.ts';
+import { reconcileReport, reconcileRequest, type ReconcileService } from './reconcile-schema.ts';
 import {
   cancelRequest,
   recovery,
@@ -72,6 +73,20 @@ export function recoveryRoutes(recoveries: RecoveryService): readonly Route[] {
     }),
     ...actionRoutes(recoveries),
     ...sealRoutes(recoveries),
+  ];
+}
+
+export function reconcileRoutes(reconciler: ReconcileService): readonly Route[] {
+  return [
+    route({
+      method: 'POST',
+      path: '/v1/reconcile',
+      summary: 'Compares what should be with what is, and mends the difference',
+      tag,
+      body: reconcileRequest,
+      answer: reconcileReport,
+      handle: ({ body }) => reconciler.reconcile(body),
+    }),
   ];
 }
 

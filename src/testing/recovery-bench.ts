@@ -19,6 +19,7 @@ export interface RecoveryBench {
   readonly catalog: Catalog;
   readonly recoveries: Recoveries;
   readonly engine: Engine;
+  readonly desk: RecoveryDesk;
   /** What people were told: level, kind and message. */
   readonly told: readonly string[];
   /** The recovery once it has come to that state. */
@@ -79,6 +80,7 @@ export async function openRecoveryBench(parts: BenchParts): Promise<RecoveryBenc
     catalog,
     recoveries,
     engine,
+    desk,
     told,
     until: async (id, state) => {
       const ended: readonly string[] = [state, 'failed', 'done', 'cancelled'];

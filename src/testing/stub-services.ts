@@ -14,6 +14,7 @@ import type {
   SealService,
 } from '../recovery/schema.ts';
 import { stubBackup, stubMachines, stubNowMs, stubRecovery, stubSaveset } from './stub-views.ts';
+import { stubReconciled } from './stub-views.ts';
 import { stubSavesets, stubStats, stubStatus, stubSteps } from './stub-views.ts';
 
 /**
@@ -36,6 +37,12 @@ export function stubServices(): StubServices {
     calls,
     vaultIsBad: false,
     recoveries: recoveryService(recoveries, calls),
+    reconciler: {
+      reconcile: async (request) => {
+        calls.push(['reconcile', request]);
+        return stubReconciled(request.dryRun);
+      },
+    },
     backups: backupService(backups, calls),
     catalog,
     hypervisors: hypervisorService(calls),

@@ -1,5 +1,6 @@
 import type { Backup } from '../backup/schema.ts';
 import type { MachineView, SavesetView, Status } from '../catalog/schema.ts';
+import type { ReconcileReport } from '../recovery/reconcile-schema.ts';
 import type { Recovery, RecoveryRequest, RecoveryStep } from '../recovery/schema.ts';
 import type { VaultStats } from '../vault/api.ts';
 
@@ -150,6 +151,22 @@ export function stubBackup(id: string, machine: string, more: Partial<Backup> = 
     warnings: [],
     error: null,
     ...more,
+  };
+}
+
+export function stubReconciled(dryRun: boolean): ReconcileReport {
+  const common = { recovery: 'k3f9x2m7qa', problem: 'no recovery k3f9x2m7qa is known' };
+  const machine = { kind: 'machine', name: 'web01-recovered', where: 'lab', ...common } as const;
+  const clone = { kind: 'clone', name: 'Recover-local-k3f9x2m7qa', where: 'local' } as const;
+  const outcome = dryRun ? 'would mend' : 'mended';
+  return {
+    atMs: stubNowMs,
+    dryRun,
+    findings: [
+      { ...machine, outcome, note: 'unregistered' },
+      { ...clone, ...common, outcome: 'left', note: 'It holds 9 MiB that were written.' },
+    ],
+    unreachable: [],
   };
 }
 
