@@ -259,6 +259,17 @@ export const workflowLimits = {
   timersDueMax: 10_000,
   /** Runs answered by one listing, newest first. */
   runsListedMax: 1_000,
+  /** Ended runs kept for 90 days; a run and its steps are about 5 kB. */
+  runsKeptMs: 90 * 86_400_000,
+  /** The newest are kept for ever: 5 MB. */
+  runsKeptMin: 1_000,
+  /** The oldest go earlier beyond this: 250 MB; 550 backups a day for 90 days. */
+  runsKeptMax: 50_000,
+  /** Runs of one transaction: it blocks this thread for some milliseconds. */
+  prunedAtOnce: 100,
+  /** After a start, when there is less to do; then once a day. */
+  pruneFirstMs: 10 * 60_000,
+  pruneEveryMs: 86_400_000,
 } as const;
 
 export const libvirtLimits = {

@@ -29,6 +29,7 @@ import { inputOf, Recoveries, type RecoveryDesk } from './recovery/service.ts';
 import { ScratchFiles } from './scratch-files.ts';
 import type { Engine } from './workflows/api.ts';
 import { createEngine } from './workflows/engine.ts';
+import { keepPruned, pruneRuns } from './workflows/pruning.ts';
 
 /** The server's stores and services, joined; main.ts puts listeners before them. */
 export interface ServerOptions {
@@ -305,8 +306,17 @@ class Rooms {
       this.#options.log.error({ err: error }, 'the proxy does not answer yet');
       void this.#learnLater();
     });
+    await keepPruned(this.#engine, this.#options.clock, () => this.#prune());
     await this.#engine.start();
     this.#reconciler.start();
+  }
+
+  /** A recovery's runs are needed until it has ended, and while what is left of it can be tidied. */
+  #prune(): Promise<number> {
+    return pruneRuns(this.#database, this.#options.clock, async (subject) => {
+      const row = await this.#catalog.recoveries.find(subject.replace(/^seal\//, ''));
+      return row !== undefined && row.state !== 'done' && row.state !== 'cancelled';
+    });
   }
 
   /** The vault is right: devices and savesets of the catalog are made equal to it. */

@@ -195,3 +195,10 @@ test('clone and export come from what the steps left; an ended recovery exports 
     assert.equal(view([opened], { row: { ...row, state } }).export, null);
   }
 });
+
+test('of one that ended long ago, whose runs are no longer kept, the row is shown', () => {
+  const seen = view([], { row: { ...row, state: 'done', endedMs: 7 } });
+  assert.equal(seen.steps.length, 13);
+  assert.deepEqual([...new Set(seen.steps.map(({ state }) => state))], ['skipped']);
+  assert.match(seen.warnings.join(), /ended long ago/);
+});

@@ -90,12 +90,29 @@ export function recoveryView(parts: ViewParts): Recovery {
     leaseEndsMs: row.leaseEndMs,
     endedMs: row.endedMs,
     writtenBytes: parts.clone?.writtenBytes ?? 0,
-    warnings: row.warnings,
+    warnings: isPruned(parts) ? [...row.warnings, prunedText] : row.warnings,
     error: row.error,
-    steps: stepsOf(parts.runs, row.mode),
+    steps: isPruned(parts) ? prunedSteps(row) : stepsOf(parts.runs, row.mode),
     relocation: relocationOf(parts),
     hasPicture: parts.hasPicture,
   };
+}
+
+/** Long ended: the journal of its runs is gone (workflows/pruning.ts), the row and events are kept. */
+function isPruned({ row, runs }: ViewParts): boolean {
+  return runs.length === 0 && row.endedMs !== null;
+}
+
+const prunedText =
+  'It ended long ago: what its single steps did is no longer kept, its events are.';
+
+function prunedSteps({ mode }: RecoveryRow): RecoveryStep[] {
+  return stepNamesOf(mode).map((name, index) => ({
+    number: index + 1,
+    ...partsOf(name, undefined),
+    state: 'skipped',
+    subSteps: [],
+  }));
 }
 
 function exportOf(shared: Outcome | undefined): Recovery['export'] {
