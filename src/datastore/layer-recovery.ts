@@ -100,13 +100,19 @@ export async function recoverLayer(
 }
 
 /**
- * Removes what follows the last batch that counts. A torn batch left in place would be taken for
+ * Removes what follows the last batch that counts, and segments without any. A torn batch left in place would be taken for
  * a durable one as soon as the durable mark, which counts on from here, passes its number.
  */
 async function cutLeftovers(segments: Segments): Promise<void> {
   for (const segment of segments.all()) {
+    if (segment.damaged) continue;
+    // Prepared and never used, or removed before and back after a power cut.
+    if (segment.lastSequence === 0) {
+      await segments.remove(segment);
+      continue;
+    }
     const endBytes = segment.endUnits * unitBytes;
-    if (segment.damaged || (await segment.file.size()) <= endBytes) continue;
+    if ((await segment.file.size()) <= endBytes) continue;
     await segment.file.truncate(endBytes);
     await segment.file.sync();
   }
@@ -175,9 +181,9 @@ async function scanTail(segments: Segments, checkpoint: Checkpoint | undefined):
     const start = known?.endUnits ?? segmentHeaderUnits;
     segment.endUnits = start;
     segment.lastSequence = known?.lastSequence ?? 0;
-    let last = segment.lastSequence;
-    // What the checkpoint counts, it knows the place of: anything else of that number is a leftover.
-    if (known !== undefined) last = Math.max(last, checkpoint?.sequence ?? 0);
+    // What the checkpoint counts, it knows the place of. Anything else of such a number is what a
+    // failed append left, or lies in a segment whose removal a power cut took back.
+    let last = Math.max(segment.lastSequence, checkpoint?.sequence ?? 0);
     for await (const found of batchesOf(segment, start)) {
       if (found.batch.sequence <= last) break;
       dropLeftovers(batches, found);

@@ -262,4 +262,8 @@ test('lives that once went wrong', async () => {
   // A full disk tore a batch, the next one went to another segment under the same number, and the
   // opening after a power cut took the torn one for durable.
   await run(413, 200_000);
+  // A removed segment was back after a power cut, and its old batches were taken for newer than
+  // the checkpoint that no longer counted it.
+  await run(274, 1_000_003);
+  await run(4142, 2_000_006);
 });
