@@ -162,6 +162,9 @@ export const recoveryLimits = {
   /** A host that asked for nothing this long, with a connection still open, is silent. */
   silenceMs: 5_000,
   silencePollMs: 200,
+  /** A client that mounted a publication and did not unmount it counts as using it this long after
+   * its last call: an idle Linux client asks for something several times a day as a rule. */
+  mountedSilenceMs: 86_400_000,
   /** How long one attempt of clean-up waits for silence; attempts go on. */
   silenceWaitMsMax: 60_000,
   /** With the engine's pauses of up to a minute: about a week of trying, in doubt exporting. */

@@ -146,6 +146,8 @@ export const exportView = z.object({
   nfsPort: z.number(),
   mountPort: z.number(),
   connected: list(z.string()),
+  mounted: list(z.string()).describe('Mounted it and did not unmount it.'),
+  watchedSinceMs: timeMs.describe('Who had it mounted before is not known.'),
   lastUsedMs: timeMs.exactOptional(),
   counters: z.object({
     reads: z.number(),

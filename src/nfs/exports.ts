@@ -24,6 +24,10 @@ export interface ExportStatus {
   readonly clients: readonly string[];
   /** Addresses with an open connection that used this export. */
   readonly connected: readonly string[];
+  /** Addresses that mounted it since the server started, and did not unmount it. */
+  readonly mounted: readonly string[];
+  /** Wall clock. */
+  readonly servedSinceMs: number;
   /** Wall clock of the last call that was let in; undefined: never. */
   readonly lastUsedMs: number | undefined;
   readonly inFlightCalls: number;
@@ -70,7 +74,10 @@ export class Export {
   readonly fsidHigh: number;
   readonly fsidLow: number;
 
-  constructor(definition: ExportDefinition) {
+  readonly servedSinceMs: number;
+
+  constructor(definition: ExportDefinition, nowMs: number) {
+    this.servedSinceMs = nowMs;
     this.id = definition.id;
     this.path = checkedPath(definition.path);
     if (!Number.isInteger(definition.id) || definition.id < 1 || definition.id > 0xffff_ffff) {
@@ -112,12 +119,14 @@ export class Export {
     return new Promise((resolve) => this.#whenIdle.push(resolve));
   }
 
-  status(connected: readonly string[]): ExportStatus {
+  status(connected: readonly string[], mounted: readonly string[]): ExportStatus {
     return {
       id: this.id,
       path: this.path,
       clients: this.clients.texts,
       connected,
+      mounted,
+      servedSinceMs: this.servedSinceMs,
       lastUsedMs: this.lastUsedMs,
       inFlightCalls: this.inFlight,
       reads: this.reads,
@@ -155,8 +164,9 @@ export class ExportTable {
   readonly #byId = new Map<number, Export>();
   readonly #byPath = new Map<string, Export>();
 
-  add(definition: ExportDefinition): Export {
-    const made = new Export(definition);
+  /** `nowMs`: wall clock. */
+  add(definition: ExportDefinition, nowMs: number): Export {
+    const made = new Export(definition, nowMs);
     if (this.#byPath.has(made.path)) {
       throw new RouseError('already-exists', `${made.path} is exported already`);
     }

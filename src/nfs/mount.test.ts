@@ -22,7 +22,7 @@ eachWay(
   },
 );
 
-eachWay('MOUNT: EXPORT, DUMP, UMNT, UMNTALL', async ({ client, mount, memory }) => {
+eachWay('MOUNT: EXPORT, DUMP, UMNT, UMNTALL', async ({ client, server, mount, memory }) => {
   memory.makeDirectory(memory.root, 'web01', {});
   const exports = await client.call(5, () => undefined, MOUNT);
   const { results } = exports;
@@ -43,9 +43,11 @@ eachWay('MOUNT: EXPORT, DUMP, UMNT, UMNTALL', async ({ client, mount, memory }) 
   };
   await mount('/vault/Recover-a-1/web01');
   assert.ok((await mounts()).includes('127.0.0.1 /vault/Recover-a-1/web01'));
+  assert.deepEqual(server.exports()[0]?.mounted, ['127.0.0.1']);
   await client.call(3, (args) => args.text('/vault/Recover-a-1/web01/'), MOUNT);
   assert.ok(!(await mounts()).includes('127.0.0.1 /vault/Recover-a-1/web01'));
   await client.call(4, () => undefined, MOUNT);
   assert.deepEqual(await mounts(), []);
+  assert.deepEqual(server.exports()[0]?.mounted, []);
   assert.equal((await client.call(6, () => undefined, MOUNT)).status, 3);
 });

@@ -9,7 +9,8 @@ import { AcceptStatus, AUTH_NONE, AUTH_SYS, REPLY_HEADER_BYTES, writeAccepted } 
 /**
  * MOUNT version 3 (RFC 1813 appendix I). MNT takes an export's path or a directory below it, and
  * gives the handle of that directory to clients of the export only; what a handle may do is checked
- * again on each NFS call. Who mounted what is remembered for DUMP alone, a bounded number.
+ * again on each NFS call. Who mounted what is remembered, a bounded number: for DUMP, and so that no
+ * export is taken away from a client without a word. It grants nothing.
  */
 export const MOUNT_PROGRAM = 100_005;
 export const MOUNT_VERSION = 3;
@@ -68,6 +69,15 @@ export class MountProgram {
     for (const [key, mount] of this.#mounts) {
       if (mount.path === path || mount.path.startsWith(`${path}/`)) this.#mounts.delete(key);
     }
+  }
+
+  /** Addresses that mounted it or a directory of it, and did not unmount it. */
+  mountedBy(exportPath: string): string[] {
+    const addresses = new Set<string>();
+    for (const { address, path } of this.#mounts.values()) {
+      if (path === exportPath || path.startsWith(`${exportPath}/`)) addresses.add(address);
+    }
+    return [...addresses];
   }
 
   #mount(call: AdmittedCall): void {

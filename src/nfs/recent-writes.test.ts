@@ -17,7 +17,7 @@ function notes(count: number) {
   const table = new ExportTable();
   const fileSystem = new MemoryFileSystem({ clock: systemClock });
   const definition = { id: 3, path: '/a', secret: EXPORT_SECRET, clients: ['::1'], fileSystem };
-  const from = table.add(definition);
+  const from = table.add(definition, 0);
   const ended: number[] = [];
   return { from, ended, writes: new RecentWrites(table, (serial) => ended.push(serial), count) };
 }

@@ -157,7 +157,7 @@ class RunningServer implements NfsServer {
   }
 
   addExport(definition: ExportDefinition): void {
-    this.#table.add(definition);
+    this.#table.add(definition, this.#options.clock.now());
   }
 
   async removeExport(path: string): Promise<boolean> {
@@ -175,7 +175,7 @@ class RunningServer implements NfsServer {
       for (const connection of this.#connections) {
         if (connection.used.has(one)) connected.add(connection.address);
       }
-      return one.status([...connected]);
+      return one.status([...connected], this.#mount.mountedBy(one.path));
     });
   }
 

@@ -176,6 +176,8 @@ export class LocalProxy implements Proxy {
       nfsPort: this.#parts.nfs.nfsPort,
       mountPort: this.#parts.nfs.mountPort,
       connected: status.connected,
+      mounted: status.mounted,
+      watchedSinceMs: status.servedSinceMs,
       ...(status.lastUsedMs === undefined ? {} : { lastUsedMs: status.lastUsedMs }),
       counters: {
         reads: status.reads,

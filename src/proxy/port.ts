@@ -90,7 +90,11 @@ export interface ExportView {
   readonly mountPort: number;
   /** Addresses with an open connection that used this export. */
   readonly connected: readonly string[];
-  /** When a client last asked for anything; undefined: never. */
+  /** Addresses that mounted it since `watchedSinceMs`, and did not unmount it. */
+  readonly mounted: readonly string[];
+  /** When this process began to serve it: who had it mounted before is not known. */
+  readonly watchedSinceMs: number;
+  /** When a client last asked for anything; undefined: not since then. */
   readonly lastUsedMs?: number;
   readonly counters: ExportCounters;
 }

@@ -97,14 +97,56 @@ async function hostsWith(
 }
 
 async function dropExport(world: RecoveryWorld, context: Context): Promise<string> {
-  const { recovery, reason } = context.input;
+  const { recovery } = context.input;
   const proxy = await proxyOf(world, recovery.recoveryId);
-  const path = await removeExport(proxy, cloneIdOf(recovery, proxy.name), {
-    clock: world.clock,
-    signal: context.signal,
-    mustBeSilent: recovery.mode !== 'publish' || reason === 'lease',
-  });
-  return path === undefined ? 'there is none' : `${path} is gone`;
+  const cloneId = cloneIdOf(recovery, proxy.name);
+  if (recovery.mode !== 'publish') {
+    const waiting = { clock: world.clock, signal: context.signal };
+    const path = await removeExport(proxy, cloneId, { ...waiting, mustBeSilent: true });
+    return path === undefined ? 'there is none' : `${path} is gone`;
+  }
+  return dropPublication(world, proxy, cloneId, context.input);
+}
+
+/** At the end of a lease it stays while a client may use it; a person may cut clients off. */
+async function dropPublication(
+  world: RecoveryWorld,
+  proxy: ReachableProxy,
+  cloneId: string,
+  { recovery: { recoveryId }, reason }: CloseInput,
+): Promise<string> {
+  const exported = await findExport(proxy, cloneId);
+  if (exported === undefined) return 'there is none';
+  const { path, mounted } = exported;
+  const use = useOf(exported, world.clock.now());
+  const { options } = await world.recoveries.get(recoveryId);
+  const isAsked = reason !== 'lease' || (options as RecoveryInput).cutOff === true;
+  if (!isAsked && use !== undefined) {
+    const advice = `Unmount it there, or cut it off: rouse cancel ${recoveryId}`;
+    throw new RouseError('busy', `the export ${path} stays: ${use}`, { advice });
+  }
+  await proxy.calls.deleteExport(path);
+  const isCutOff = exported.connected.length > 0 || mounted.length > 0;
+  if (!isCutOff) return `${path} is gone`;
+  const who = use ?? `${mounted.join(', ')} mounted it, and was silent since`;
+  const message = `${path} was taken away from clients: ${who}`;
+  await world.tell(recoveryId, 'warning', 'recovery.clients-cut-off', message);
+  return `${path} is gone; ${who}`;
+}
+
+/**
+ * Who may still use a publication; undefined: nobody. Its clients are not ours to ask, so what they
+ * did has to tell: an open connection; a mount without an unmount, until it was silent for a day;
+ * and for a day after a start of the proxy, which forgets mounts, anybody (docs/decisions/).
+ */
+function useOf(exported: ExportView, nowMs: number): string | undefined {
+  const { connected, mounted, watchedSinceMs, lastUsedMs } = exported;
+  if (connected.length > 0) return `${connected.join(', ')} is connected`;
+  const silentMs = nowMs - Math.max(watchedSinceMs, lastUsedMs ?? 0);
+  if (silentMs >= recoveryLimits.mountedSilenceMs) return undefined;
+  if (mounted.length > 0) return `${mounted.join(', ')} has it mounted`;
+  if (nowMs - watchedSinceMs >= recoveryLimits.mountedSilenceMs) return undefined;
+  return 'the proxy was started less than a day ago, so nobody knows who has it mounted';
 }
 
 async function dropClone(world: RecoveryWorld, { input }: Context): Promise<string> {

@@ -33,6 +33,7 @@ export async function endRecovery(
   return (
     (opening !== undefined && (await cancelOpening(world, row.id, opening.id))) ||
     (await close(world, row.id, inputOf, request)) ||
+    (await cutOff(world, row, inputOf)) ||
     (await cleanAgain(world, row.id))
   );
 }
@@ -80,6 +81,17 @@ function close(
     await submitNext(world, recoveryId, 'close', input);
     return true;
   });
+}
+
+/** The clean-up of a publication may wait for its clients (cleaning.ts): it need not any more. */
+function cutOff(
+  { recoveries }: RecoveryWorld,
+  row: RecoveryRow,
+  inputOf: (row: RecoveryRow) => RecoveryInput,
+): Promise<boolean> | boolean {
+  if (row.mode !== 'publish') return false;
+  const options: RecoveryInput = { ...inputOf(row), cutOff: true };
+  return recoveries.updateWhile(row.id, ['cleaning'], { options });
 }
 
 /** A clean-up that gave up left something behind: it is tried again as it was asked for. */

@@ -39,6 +39,8 @@ export type RecoveryInput = {
   readonly createdMs: number;
   /** A parked recovery going on: its clone holds writes and is never dropped by an undo. */
   readonly resumed: boolean;
+  /** A publication whose clean-up waits for clients: a person wants it gone all the same. */
+  readonly cutOff?: boolean;
 };
 
 /** The clone's id, and the last part of its export's path (product.md, step 6). */

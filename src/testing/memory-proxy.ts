@@ -107,6 +107,8 @@ export class MemoryProxy implements Proxy {
       nfsPort: 2049,
       mountPort: 2049,
       connected: [],
+      mounted: [],
+      watchedSinceMs: 0,
       counters: { reads: 0, readBytes: 0, writes: 0, writtenBytes: 0, others: 0, refused: 0 },
     };
     this.exportsByClone.set(cloneId, exported);

@@ -388,6 +388,8 @@ const exports: ExportService = {
       nfsPort: 2049,
       mountPort: 2049,
       connected: ['192.0.2.7'],
+      mounted: ['192.0.2.7'],
+      watchedSinceMs: stubNowMs,
       lastUsedMs: stubNowMs,
       counters: {
         reads: 12_000,
