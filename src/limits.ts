@@ -305,8 +305,8 @@ export const libvirtLimits = {
   powerPollMs: 200,
   /** A guest that has not let go of a disk by then is asked again by a person. */
   detachMsMax: 15_000,
-  /** Targets of a virtio-scsi controller (QEMU's max_target is 255), one disk each. */
-  scsiTargetsMax: 256,
+  /** Units used of a virtio-scsi target: Linux and Windows look at 256 by default (max_lun 255). */
+  scsiUnitsMax: 256,
   /** Slots of one PCI bus (PCI 3.0, 3.2.2.3.2: five bits). */
   pciSlotsMax: 32,
   /** sda to sdzzz: more than all controllers hold. */

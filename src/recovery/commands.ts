@@ -18,7 +18,7 @@ export const recoveryCommands: Commands = (program, terminal) => {
   addWatch(program, terminal);
   addRelocate(program, terminal);
   addRenew(program, terminal);
-  addCancel(program, terminal);
+  addCancel(program, terminal, 'cancel');
   addResume(program, terminal);
   addSeal(program, terminal, 'seal');
 };
@@ -99,6 +99,7 @@ function addRecover(program: Command, terminal: Terminal): void {
     'rouse recover web01 --mode new --datastore prod --name web02',
   ]);
   addSeal(command, terminal, 'seal');
+  addCancel(command, terminal, 'end');
 }
 
 async function recover(
@@ -389,9 +390,9 @@ function addRenew(program: Command, terminal: Terminal): void {
   examples(command, ['rouse renew web01 --lease 5d', 'rouse renew web01 --lease "friday 18:00"']);
 }
 
-function addCancel(program: Command, terminal: Terminal): void {
-  const command = program
-    .command('cancel')
+function addCancel(parent: Command, terminal: Terminal, name: 'cancel' | 'end'): void {
+  const command = parent
+    .command(name)
     .description('end a recovery and clean up; what was written is discarded')
     .argument('<recovery>', 'id or name of the recovery, or its machine')
     .option('--keep-writes', 'park it instead: off, and what was written is kept')

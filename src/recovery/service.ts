@@ -9,7 +9,7 @@ import { setLeaseTimers } from './lease-timers.ts';
 import { endRecovery } from './ending.ts';
 import { hostFor, refuseTakenName } from './opening.ts';
 import { datastoreSpec, newMac, type RecoveryInput } from './plan.ts';
-import { chooseTarget, type FoundMachine, nameOf } from './targeting.ts';
+import { attachments, chooseTarget, type FoundMachine, nameOf } from './targeting.ts';
 import { noTarget, notNow, type RelocateInput } from './relocating.ts';
 import { sealing, Seals } from './sealing.ts';
 import type {
@@ -190,7 +190,7 @@ export class Recoveries implements RecoveryService {
           name,
           detail: skippedSteps[input.mode].includes(index + 1) ? 'skipped in this mode' : '',
         })),
-      changes: [],
+      changes: attachments(input, saveset),
       candidates: choice.candidates.map((candidate) => ({
         proxy: proxyName ?? 'none',
         ...candidate,

@@ -1,7 +1,9 @@
 import { RouseError } from '../errors.ts';
 import type { Hypervisor } from '../hypervisors/port.ts';
+import { formatBytes } from '../lib/text.ts';
 import type { Saveset } from '../vault/api.ts';
 import { hostOfTarget } from './attaching.ts';
+import type { RecoveryInput } from './plan.ts';
 import type { RecoveryRequest } from './schema.ts';
 
 export interface FoundMachine {
@@ -59,6 +61,18 @@ async function findTarget(
       advice: 'It is on another one: leave --hypervisor out.',
     });
   }
+}
+
+/** What a dry run says of the target. */
+export function attachments(
+  { target, disks }: Pick<RecoveryInput, 'target' | 'disks'>,
+  saveset: Saveset,
+): string[] {
+  if (!target) return [];
+  const chosen = saveset.disks.filter(({ name }) => disks?.includes(name) ?? true);
+  return chosen.map(
+    ({ name, root }) => `${target.name} sees ${name} of the backup, ${formatBytes(root.sizeBytes)}`,
+  );
 }
 
 /** What it is called in lists: two targets may see disks of one machine. */

@@ -3,6 +3,7 @@
  * the clone alone, and gives the disk back.
  */
 import assert from 'node:assert/strict';
+import { createHash, randomBytes } from 'node:crypto';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -147,6 +148,32 @@ test('chosen disks, confirmed by the agent, and the backup as it was', async () 
   await rouse.run('cancel', view.id);
   await nothingIsLeft();
   await helper.beats.next(30_000);
+});
+
+test('several disks, or one of several, beside those of another recovery', async () => {
+  const contents = [randomBytes(3 << 20), randomBytes(1 << 20)];
+  const paths = contents.map((_, index) => join(world.directory, `two-${index}.raw`));
+  for (const [index, path] of paths.entries()) await writeFile(path, contents[index]!);
+  const files = paths.flatMap((path) => ['--file', path]);
+  await rouse.run('backup', ...files, '--name', 'two');
+  const hashOf = (content: Buffer) => createHash('sha256').update(content).digest('hex');
+  const whole = await rouse.json<Recovery>('recover', 'two', '--mode', 'flr', '--into', 'helper');
+  assert.deepEqual(
+    whole.attached.map(({ disk, device }) => `${disk} ${device}`),
+    ['vda sda', 'vdb sdb'],
+  );
+  for (const [index, { seenAs }] of whole.attached.entries()) {
+    assert.equal(await helper.serial.command(`hash ${seenAs}`), hashOf(contents[index]!));
+  }
+  const one = ['recover', 'two', '--mode', 'flr', '--into', 'helper', '--disks', 'vdb'];
+  const second = await rouse.json<Recovery>(...one, '--name', 'other');
+  const [disk] = second.attached;
+  assert.deepEqual([second.attached.length, disk?.disk, disk?.device], [1, 'vdb', 'sdc']);
+  assert.equal(await helper.serial.command(`hash ${disk?.seenAs}`), hashOf(contents[1]!));
+  await rouse.run('recover', 'end', whole.id);
+  assert.equal(await helper.serial.command(`hash ${disk?.seenAs}`), hashOf(contents[1]!));
+  await rouse.run('cancel', second.id);
+  await nothingIsLeft();
 });
 
 test('what cannot be done is refused, with what to do instead', async () => {

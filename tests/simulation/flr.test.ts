@@ -174,6 +174,22 @@ test('whatever step fails, before or after it took effect, everything is undone'
   }
 });
 
+test('a dry run names host, target and disks, and changes nothing', async () => {
+  await withStory(async (story) => {
+    await story.begin();
+    await story.until('available');
+    const wanted = { machine: 'web01', mode: 'flr', into: 'helper', dryRun: true };
+    const calls = story.scene.hypervisor.faults.calls.length;
+    const plan = await story.server.recoveries.plan(recoveryRequest.parse(wanted));
+    assert.deepEqual([plan.host, plan.name], ['memory', 'web01-in-helper']);
+    assert.deepEqual(plan.changes, ['helper sees vda of the backup, 1 MiB']);
+    assert.equal(plan.steps[8]?.name, 'Attach');
+    assert.match(plan.candidates[0]?.reasons.join() ?? '', /helper runs on it/);
+    const made = story.scene.hypervisor.faults.calls.slice(calls);
+    assert.deepEqual(new Set(made), new Set(['inventory']));
+  });
+});
+
 test('its view says where the disks appeared, and whether the guest sees them', async () => {
   await withStory(async (story) => {
     await story.begin();

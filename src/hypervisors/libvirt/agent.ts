@@ -6,7 +6,8 @@ import { domainXml } from './context.ts';
 import type { LibvirtContext } from './context.ts';
 import { domainDisks } from './domain.ts';
 import type { DomainDisk } from './domain.ts';
-import { attribute, child } from './xml.ts';
+import { attribute, child, childrenNamed } from './xml.ts';
+import type { XmlElement } from './xml.ts';
 
 /**
  * The QEMU guest agent, as far as disks go (qapi/qga: guest-get-disks since 5.2,
@@ -44,8 +45,7 @@ export async function guestDisks(
   const disks = await ask(context, machine, 'guest-get-disks');
   if (disks === undefined) return undefined;
   const fileSystems = await ask(context, machine, 'guest-get-fsinfo');
-  const known = domainDisks(await domainXml(context, machine));
-  return matchGuestDisks(known, disks, fileSystems ?? '');
+  return matchGuestDisks(await domainXml(context, machine), disks, fileSystems ?? '');
 }
 
 async function ask(
@@ -69,7 +69,7 @@ async function ask(
 
 /** Pure: the machine's disks that the guest's answers name, by serial or by place on the bus. */
 export function matchGuestDisks(
-  disks: readonly DomainDisk[],
+  domain: XmlElement,
   disksSaid: string,
   fileSystemsSaid: string,
 ): readonly GuestDisk[] | undefined {
@@ -77,38 +77,53 @@ export function matchGuestDisks(
   if (!seen.success) return undefined;
   const mounted = fileSystemsAnswer.safeParse(jsonOrUndefined(fileSystemsSaid));
   const whole = seen.data.return.filter((one) => !one.partition);
-  return disks.flatMap((disk) => {
-    const found = whole.find((one) => isSame(disk, one.address));
+  return domainDisks(domain).flatMap((disk) => {
+    const place = placeOn(domain, disk);
+    const isSame = (said: Address | undefined) => said !== undefined && fits(disk, place, said);
+    const found = whole.find((one) => isSame(one.address));
     if (found === undefined) return [];
     const systems = mounted.success ? mounted.data.return : [];
-    const mounts = systems.filter((one) => one.disk.some((part) => isSame(disk, part)));
+    const mounts = systems.filter((one) => one.disk.some(isSame));
     return [{ name: disk.name, seenAs: found.name, mounts: mounts.map((one) => one.mountpoint) }];
   });
 }
 
-function isSame(disk: DomainDisk, said: Address | undefined): boolean {
-  if (said === undefined) return false;
+interface Place {
+  readonly bus: string;
+  /** The disk's own PCI address, or its controller's. */
+  readonly pci: XmlElement | undefined;
+  readonly unit: number;
+}
+
+function placeOn(domain: XmlElement, disk: DomainDisk): Place {
+  const address = child(disk.node, 'address');
+  if (attribute(address, 'type') !== 'drive') return { bus: disk.bus, pci: address, unit: 0 };
+  const unit = numberOf(address, 'unit');
+  const controllers = childrenNamed(child(domain, 'devices'), 'controller').filter(
+    (node) => attribute(node, 'type') === disk.bus,
+  );
+  // A guest may number its PCI buses otherwise: asked only where it has to be told apart.
+  if (controllers.length < 2) return { bus: disk.bus, pci: undefined, unit };
+  const own = numberOf(address, 'controller');
+  const controller = controllers.find((node) => numberOf(node, 'index') === own);
+  return { bus: disk.bus, pci: child(controller, 'address'), unit };
+}
+
+function numberOf(node: XmlElement | undefined, name: string): number {
+  return Number(attribute(node, name) ?? 0);
+}
+
+/** By serial where the guest tells it; else by place, of which qemu-ga leaves out the target. */
+function fits(disk: DomainDisk, place: Place, said: Address): boolean {
   // Guests with udev put the model before a SCSI disk's serial.
   if (disk.serial !== '' && said.serial?.endsWith(disk.serial) === true) return true;
   if (disk.serial !== '' && said.serial !== undefined && said.serial !== '') return false;
-  const place = child(disk.node, 'address');
-  const number = (name: string) => Number(attribute(place, name) ?? Number.NaN);
-  if (attribute(place, 'type') === 'drive') {
-    return (
-      said['bus-type'] === disk.bus &&
-      said.bus === number('bus') &&
-      said.target === number('target') &&
-      said.unit === number('unit')
-    );
-  }
+  if (said['bus-type'] !== place.bus || (said.unit ?? 0) !== place.unit) return false;
   const pci = said['pci-controller'];
-  return (
-    said['bus-type'] === 'virtio' &&
-    disk.bus === 'virtio' &&
-    pci?.domain === number('domain') &&
-    pci.bus === number('bus') &&
-    pci.slot === number('slot') &&
-    pci.function === number('function')
+  // Without an address in the domain (s390, old libvirt) bus and unit have to do.
+  if (attribute(place.pci, 'type') !== 'pci' || pci === undefined) return place.bus === 'scsi';
+  return (['domain', 'bus', 'slot', 'function'] as const).every(
+    (part) => pci[part] === numberOf(place.pci, part),
   );
 }
 

@@ -7,7 +7,7 @@ import type { LibvirtContext } from './context.ts';
 import { domainDisks } from './domain.ts';
 import type { DomainDisk } from './domain.ts';
 import { listMachines, powerState } from './machines.ts';
-import { freeName, freeSlot, targetsOn } from './slots.ts';
+import { addressesOn, freeName, freeSlot } from './slots.ts';
 import type { Slot } from './slots.ts';
 import { attribute, child, childrenNamed, element, writeXml } from './xml.ts';
 import type { XmlElement } from './xml.ts';
@@ -72,8 +72,8 @@ function diskNode(name: string, slot: Slot, source: XmlElement, serial: string):
             type: 'drive',
             controller: String(slot.controller),
             bus: '0',
-            target: String(slot.target),
-            unit: '0',
+            target: '0',
+            unit: String(slot.unit),
           }),
         ];
   const type = attribute(source, 'file') === undefined ? 'network' : 'file';
@@ -175,7 +175,7 @@ async function dropController(
     const controller = scsiControllers(domain).find(
       (node) => Number(attribute(node, 'index') ?? 0) === index && aliasOf(node) !== undefined,
     );
-    if (controller === undefined || targetsOn(domain, index).size > 0) return;
+    if (controller === undefined || addressesOn(domain, index).length > 0) return;
     await context.virsh.withXml([writeXml(controller)], (file = '') => [
       'detach-device',
       ...['--domain', machine, '--file', file, '--live'],

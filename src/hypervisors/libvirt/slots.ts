@@ -9,7 +9,8 @@ export type Slot =
   | {
       readonly bus: 'scsi';
       readonly controller: number;
-      readonly target: number;
+      /** Of target 0: the only place by which qemu-ga tells SCSI disks apart (qga/commands-linux.c). */
+      readonly unit: number;
       /** The controller has to be added first. */
       readonly isNew: boolean;
     }
@@ -17,7 +18,7 @@ export type Slot =
   | { readonly bus: 'virtio' };
 
 /**
- * A free target on a virtio-scsi controller that is there; else a virtio disk of its own while the
+ * A free unit on a virtio-scsi controller that is there; else a virtio disk of its own while the
  * machine has such disks and more than one free PCI place; else a new virtio-scsi controller in
  * the last free place, where all further disks find room. Pure.
  */
@@ -25,15 +26,15 @@ export function freeSlot(domain: XmlElement): Slot {
   const scsi = controllersOf(domain, 'scsi');
   const virtio = scsi.filter((node) => attribute(node, 'model')?.startsWith('virtio-') === true);
   for (const controller of virtio.map(indexOf).toSorted((left, right) => left - right)) {
-    const target = freeTarget(domain, controller);
-    if (target !== undefined) return { bus: 'scsi', controller, target, isNew: false };
+    const unit = freeUnit(domain, controller);
+    if (unit !== undefined) return { bus: 'scsi', controller, unit, isNew: false };
   }
   const places = freePciPlaces(domain);
   const knowsVirtio = domainDisks(domain).some(({ bus }) => bus === 'virtio');
   if (virtio.length === 0 && knowsVirtio && places > 1) return { bus: 'virtio' };
   if (places > 0) {
     const controller = Math.max(-1, ...scsi.map(indexOf)) + 1;
-    return { bus: 'scsi', controller, target: 0, isNew: true };
+    return { bus: 'scsi', controller, unit: 0, isNew: true };
   }
   throw new RouseError('hypervisor-unsupported', 'the machine has no place for another disk', {
     advice:
@@ -51,25 +52,26 @@ function indexOf(controller: XmlElement): number {
   return Number(attribute(controller, 'index') ?? 0);
 }
 
-/** Disks and passed-through devices share a controller's targets. */
-export function targetsOn(domain: XmlElement, controller: number): Set<number> {
+/** Addresses of everything on a controller: passed-through devices share it with disks. */
+export function addressesOn(domain: XmlElement, controller: number): XmlElement[] {
   const addresses = elements(child(domain, 'devices')).flatMap((node) => {
     const address = child(node, 'address');
     const isScsi = attribute(child(node, 'target'), 'bus') === 'scsi' || node.name === 'hostdev';
     return address !== undefined && isScsi ? [address] : [];
   });
-  const here = addresses.filter(
+  return addresses.filter(
     (address) =>
       attribute(address, 'type') === 'drive' &&
       Number(attribute(address, 'controller') ?? 0) === controller,
   );
-  return new Set(here.map((address) => Number(attribute(address, 'target') ?? 0)));
 }
 
-function freeTarget(domain: XmlElement, controller: number): number | undefined {
-  const taken = targetsOn(domain, controller);
-  for (let target = 0; target < libvirtLimits.scsiTargetsMax; target += 1) {
-    if (!taken.has(target)) return target;
+function freeUnit(domain: XmlElement, controller: number): number | undefined {
+  const number = (address: XmlElement, name: string) => Number(attribute(address, name) ?? 0);
+  const onTarget = addressesOn(domain, controller).filter((one) => number(one, 'target') === 0);
+  const taken = new Set(onTarget.map((address) => number(address, 'unit')));
+  for (let unit = 0; unit < libvirtLimits.scsiUnitsMax; unit += 1) {
+    if (!taken.has(unit)) return unit;
   }
   return undefined;
 }

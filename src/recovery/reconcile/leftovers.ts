@@ -81,7 +81,8 @@ class Clearing {
     const name = `${device} of ${machineName}`;
     const thing = this.#thing('disk', name, at.name);
     const agent = power === 'off' ? [] : await at.driver.guestDisks(machineId);
-    if (agent === undefined && !this.#hand.isForced) {
+    const isKnown = power === 'off' || agent?.some((seen) => seen.name === device) === true;
+    if (!isKnown && !this.#hand.isForced) {
       this.#users.push(machineName);
       const note = `No agent tells whether the guest uses it. Unmount it there, then: ${force}`;
       this.#hand.leave(thing, this.#why, note);

@@ -84,8 +84,10 @@ class Scene {
       ...bench.desk,
       hypervisor: async () => {
         if (this.isHypervisorAway) throw new RouseError('host-unreachable', 'it does not answer');
-        return hypervisor;
+        return this.#mortal(hypervisor);
       },
+      proxies: async () =>
+        (await bench.desk.proxies()).map((one) => ({ ...one, calls: this.#mortal(one.calls) })),
       hypervisors: async () => [{ id: 'memory', name: 'lab' }],
       inputOf,
       hostId: (id) => bench.recoveries.hostId(id),
@@ -94,6 +96,29 @@ class Scene {
       checkpoints: async () => this.checkpoints,
       report: async (level, finding) => void this.told.push(`${level} ${finding.kind}`),
       failed: (error) => assert.fail(String(error)),
+    });
+  }
+
+  /** Calls until the server dies: from then on none takes effect, and none answers well. */
+  lives = Number.POSITIVE_INFINITY;
+
+  /** Each call is met before and after it acts. */
+  #mortal<T extends object>(target: T): T {
+    const meet = () => {
+      this.lives -= 1;
+      if (this.lives < 0) throw new Error('killed');
+    };
+    return new globalThis.Proxy(target, {
+      get(object, name) {
+        const value: unknown = Reflect.get(object, name, object);
+        if (typeof value !== 'function') return value;
+        return async (...values: unknown[]) => {
+          meet();
+          const answer: unknown = await Reflect.apply(value, object, values);
+          meet();
+          return answer;
+        };
+      },
     });
   }
 
@@ -233,6 +258,37 @@ test('a machine that somebody else moved away is found out, and its recovery cle
   await scene.bench.until(id, 'done');
   assert.deepEqual(await scene.of(id), ['machine web01']);
   assert.equal(await scene.hypervisor.powerState(machineId), 'on');
+});
+
+test('killed at any call, it leaves nothing worse, and the next pass ends it', async () => {
+  let points = 0;
+  for (let lives = 0; ; lives += 1) {
+    await scene.close();
+    scene = await Scene.open();
+    const forgotten = await scene.recover('instant', 'web01');
+    const ended = await scene.recover('flr', 'files');
+    const stands = await scene.recover('instant', 'stands', true);
+    await scene.forget(forgotten);
+    await scene.end(ended);
+    scene.proxy.exportsByClone.delete(`Recover-local-${stands}`);
+    scene.lives = lives;
+    await scene.reconcile({ force: true });
+    const died = scene.lives < 0;
+    for (const id of [forgotten, ended]) {
+      const there = await scene.of(id);
+      const isUsed = there.some((name) => /^(machine|disk|datastore)/.test(name));
+      assert.ok(!isUsed || there.includes('export'), `killed at ${lives}: ${there.join()}`);
+      assert.ok(!there.includes('export') || there.includes('clone'), `killed at ${lives}`);
+    }
+    scene.lives = Number.POSITIVE_INFINITY;
+    await scene.reconcile({ force: true });
+    const left = [...(await scene.of(forgotten)), ...(await scene.of(ended))];
+    assert.deepEqual(left, [], `killed at ${lives}`);
+    assert.equal((await scene.of(stands)).length, 5, `killed at ${lives}`);
+    if (!died) break;
+    points += 1;
+  }
+  assert.ok(points >= 30, `only ${points} points were tried`);
 });
 
 test('what was written stays unless it is asked to go', async () => {

@@ -1,4 +1,4 @@
-import { toRouseError } from '../../errors.ts';
+import { RouseError, toRouseError } from '../../errors.ts';
 import type {
   Datastore,
   Hypervisor,
@@ -81,6 +81,7 @@ export async function look(world: ReconcileWorld): Promise<Seen> {
   await Promise.all(
     proxies.map(async (proxy) => {
       try {
+        if (proxy.isAway) throw new RouseError('proxy-unreachable', 'it was not heard of lately');
         await lookAtProxy(proxy, cases);
         reached.set(proxy.name, proxy);
       } catch (error) {
