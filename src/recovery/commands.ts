@@ -234,7 +234,7 @@ function printRecoveries(recoveries: readonly Recovery[], terminal: Terminal): v
       { title: 'mode', minWidth: 7 },
       { title: 'state', minWidth: 10 },
       { title: 'host', flexible: true, minWidth: 6 },
-      { title: 'lease ends', minWidth: 10 },
+      { title: 'ends', minWidth: 10 },
       { title: 'written', align: 'right', minWidth: 8 },
     ],
     recoveries.map((view) => [
@@ -372,7 +372,7 @@ async function settle(
 function addRenew(program: Command, terminal: Terminal): void {
   const command = program
     .command('renew')
-    .description('set a new end of the lease')
+    .description('set a new end of the lease, or keep what a parked one wrote for longer')
     .argument('<recovery>', 'id or name of the recovery, or its machine')
     .requiredOption('--lease <duration>', 'from now, such as 5d or 12h, or a time to come')
     .action(async (reference: string, options: { readonly lease: string }) => {
@@ -384,7 +384,11 @@ function addRenew(program: Command, terminal: Terminal): void {
         const end = view.leaseEndsMs ?? 0;
         const relative = formatRelative(end, terminal.clock.now());
         const name = printable(view.name);
-        terminal.print(`The lease of ${name} ends ${formatTime(end)} (${relative}).`);
+        const what =
+          view.state === 'parked'
+            ? `What ${name} wrote is kept until`
+            : `The lease of ${name} ends`;
+        terminal.print(`${what} ${formatTime(end)} (${relative}).`);
       });
     });
   examples(command, ['rouse renew web01 --lease 5d', 'rouse renew web01 --lease "friday 18:00"']);

@@ -17,25 +17,35 @@ export async function setLeaseTimers(
   id: string,
   leaseEndMs: number | null,
 ): Promise<void> {
-  const { engine, clock } = world;
-  for (const beforeMs of recoveryLimits.leaseWarningsMs) {
-    const name = timer(id, `warn-${beforeMs}`);
-    const atMs = (leaseEndMs ?? 0) - beforeMs;
-    if (atMs <= clock.now()) await engine.clearTimer(name);
-    else await setTimer(engine, name, atMs, { recoveryId: id, what: 'warn', beforeMs });
-  }
+  const { engine } = world;
+  await setWarnings(world, id, leaseEndMs ?? 0);
   await engine.clearTimer(timer(id, 'clean'));
   if (leaseEndMs === null) await engine.clearTimer(timer(id, 'park'));
   else await setTimer(engine, timer(id, 'park'), leaseEndMs, { recoveryId: id, what: 'park' });
 }
 
-/** A parked recovery is cleaned up when the grace time has passed. */
-export async function setGraceTimer(
+/** What a parked recovery keeps is discarded at `keptUntilMs`, after the same warnings. */
+export async function setKeptTimers(
+  world: Pick<RecoveryWorld, 'engine' | 'clock'>,
+  id: string,
+  keptUntilMs: number,
+): Promise<void> {
+  await setWarnings(world, id, keptUntilMs);
+  await world.engine.clearTimer(timer(id, 'park'));
+  await setTimer(world.engine, timer(id, 'clean'), keptUntilMs, { recoveryId: id, what: 'clean' });
+}
+
+async function setWarnings(
   { engine, clock }: Pick<RecoveryWorld, 'engine' | 'clock'>,
   id: string,
+  endMs: number,
 ): Promise<void> {
-  const atMs = clock.now() + recoveryLimits.graceMs;
-  await setTimer(engine, timer(id, 'clean'), atMs, { recoveryId: id, what: 'clean' });
+  for (const beforeMs of recoveryLimits.leaseWarningsMs) {
+    const name = timer(id, `warn-${beforeMs}`);
+    const atMs = endMs - beforeMs;
+    if (atMs <= clock.now()) await engine.clearTimer(name);
+    else await setTimer(engine, name, atMs, { recoveryId: id, what: 'warn', beforeMs });
+  }
 }
 
 function setTimer(

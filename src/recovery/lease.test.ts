@@ -216,10 +216,60 @@ test('at its end the machine is shut down, not cut off, and all it wrote is kept
     assert.equal(await world.power(), 'off', 'it is registered still');
     assert.equal(world.proxy.clonesById.size, 1);
     assert.equal(world.proxy.exportsByClone.size, 1);
+    const { leaseEndsMs } = await world.recoveries.get(id);
+    assert.equal(leaseEndsMs, world.clock.now() + recoveryLimits.graceMs);
+  }));
+
+test('what was put away by hand ends as well, after warnings, and renew keeps it longer', () =>
+  withWorld(async (world) => {
+    const id = await world.wake(dayMs);
+    await world.recoveries.cancel(id, { keepWrites: true });
+    await world.until(id, 'parked');
+    const { leaseEndsMs } = await world.recoveries.get(id);
+    assert.equal(leaseEndsMs, world.clock.now() + recoveryLimits.graceMs);
+    world.told.length = 0;
+    await world.pass(recoveryLimits.graceMs - 72 * hourMs);
+    assert.deepEqual(world.told, [warning]);
+    const text = /What web01 wrote is discarded in 3 d.*rouse renew /;
+    assert.match((await world.recoveries.get(id)).warnings[0] ?? '', text);
+
+    const renewed = await world.recoveries.renew(id, { leaseMs: 30 * dayMs });
+    assert.deepEqual(renewed.warnings, []);
+    assert.equal(renewed.leaseEndsMs, world.clock.now() + 30 * dayMs);
+    await world.pass(29 * dayMs);
+    assert.equal(world.proxy.clonesById.size, 1);
+    assert.equal((await world.recoveries.get(id)).state, 'parked');
+    await world.pass(dayMs);
+    await world.until(id, 'cancelled');
+    assert.equal(world.proxy.clonesById.size, 0);
+  }));
+
+test('renewing what is cleaned up already says so', () =>
+  withWorld(async (world) => {
+    const id = await world.wake(dayMs);
+    await world.recoveries.cancel(id, { keepWrites: false });
+    await world.until(id, 'cancelled');
     await assert.rejects(world.recoveries.renew(id, { leaseMs: hourMs }), {
       code: 'wrong-state',
-      advice: `Wake it again: rouse resume ${id}`,
     });
+  }));
+
+test('what was put away is resumed with a lease of its own, and put away anew', () =>
+  withWorld(async (world) => {
+    const id = await world.wake(dayMs);
+    await world.recoveries.cancel(id, { keepWrites: true });
+    await world.until(id, 'parked');
+    await world.pass(recoveryLimits.graceMs - hourMs);
+    await world.recoveries.resume(id);
+    await world.until(id, 'available');
+    await world.pass(2 * hourMs);
+    assert.equal((await world.recoveries.get(id)).state, 'available');
+    await world.recoveries.cancel(id, { keepWrites: true });
+    await world.until(id, 'parked');
+    await world.pass(recoveryLimits.graceMs - hourMs);
+    assert.equal((await world.recoveries.get(id)).state, 'parked');
+    await world.pass(hourMs);
+    await world.until(id, 'cancelled');
   }));
 
 test('it is cleaned up when the grace time has passed, and not before', () =>

@@ -1,18 +1,20 @@
 import type { RecoveryRow } from '../catalog/recoveries.ts';
+import { RouseError } from '../errors.ts';
 import { formatDuration } from '../lib/text.ts';
 import { formatTime } from '../lib/times.ts';
 import { recoveryLimits } from '../limits.ts';
 import type { Json } from '../workflows/api.ts';
 import type { CloseInput } from './cleaning.ts';
-import { type LeaseEvent, setLeaseTimers } from './lease-timers.ts';
+import { type LeaseEvent, setKeptTimers, setLeaseTimers } from './lease-timers.ts';
 import { parking, type ParkInput } from './parking.ts';
 import type { RecoveryInput } from './plan.ts';
 import { type RecoveryWorld, submitNext } from './world.ts';
 
 /**
  * A lease says until when a recovery stays. People are warned before it ends; at its end the
- * machine is parked: shut down, its writes and its registration kept for the grace time. Only
- * then is it cleaned up. Nothing is ever cut off without a word.
+ * machine is parked: shut down, its writes and its registration kept for the grace time, which is
+ * then the lease's end in its row, with the same warnings. Only then is it cleaned up. What was put
+ * away by hand with its writes ends likewise. Nothing is ever cut off without a word.
  *
  * Timers fire at least once and may be late, so each looks at the row and the clock again before
  * it acts: a lease that was renewed meanwhile ends later, and an old warning is not repeated.
@@ -42,10 +44,13 @@ async function warn(world: RecoveryWorld, id: string, beforeMs: number): Promise
   // Late, as when the server was away: the next warning or the end itself is due as well.
   const isOver = recoveryLimits.leaseWarningsMs.some((next) => next < beforeMs && leftMs <= next);
   if (leftMs <= 0 || leftMs > beforeMs || isOver) return;
+  const isParked = row.state === 'parked';
+  const what = isParked ? `What ${row.name} wrote is discarded` : `The lease of ${row.name} ends`;
   const message =
-    `The lease of ${row.name} ends in ${formatDuration(leftMs)}, at ` +
-    `${formatTime(row.leaseEndMs)}; keep it with: rouse renew ${id}`;
-  if (!(await recoveries.updateWhile(id, holding, { warnings: [message] }))) return;
+    `${what} in ${formatDuration(leftMs)}, at ${formatTime(row.leaseEndMs)}; ` +
+    `keep it with: rouse renew ${id}`;
+  const states = isParked ? (['parked'] as const) : holding;
+  if (!(await recoveries.updateWhile(id, states, { warnings: [message] }))) return;
   await world.tell(id, 'warning', 'lease.ends-soon', message);
 }
 
@@ -89,7 +94,38 @@ async function clean(world: RecoveryWorld, { recovery, hostId }: ParkInput): Pro
   const id = recovery.recoveryId;
   const close: CloseInput = { recovery, reason: 'lease', hostId, keepWrites: false };
   await world.transaction(async () => {
+    const { leaseEndMs } = await world.recoveries.get(id);
+    if ((leaseEndMs ?? 0) > world.clock.now()) return;
     if (!(await world.recoveries.updateWhile(id, ['parked'], { state: 'cleaning' }))) return;
     await submitNext(world, id, 'close', close);
   });
+}
+
+/** A new end: of the lease, or of the time for which a parked recovery's writes are kept. */
+export async function renewLease(
+  world: RecoveryWorld,
+  { id, name }: RecoveryRow,
+  leaseMs: number,
+): Promise<void> {
+  const leaseEndMs = world.clock.now() + leaseMs;
+  const patch = { leaseEndMs, warnings: [] };
+  const isParked = await world.transaction(async () => {
+    if (await world.recoveries.updateWhile(id, holding, patch)) {
+      await setLeaseTimers(world, id, leaseEndMs);
+      return false;
+    }
+    if (!(await world.recoveries.updateWhile(id, ['parked'], patch))) {
+      const { state } = await world.recoveries.get(id);
+      throw new RouseError('wrong-state', `recovery ${id} is ${state}: it has no lease`, {
+        advice: 'Only a recovery that is available, being relocated or parked has an end to move.',
+      });
+    }
+    await setKeptTimers(world, id, leaseEndMs);
+    return true;
+  });
+  const left = formatDuration(leaseMs);
+  const message = isParked
+    ? `what ${name} wrote is now kept for ${left}`
+    : `the lease of ${name} now ends in ${left}`;
+  await world.tell(id, 'info', 'lease.renewed', message);
 }

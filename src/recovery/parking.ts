@@ -3,7 +3,7 @@ import { formatDuration } from '../lib/text.ts';
 import { recoveryLimits } from '../limits.ts';
 import type { Json, RunView, Workflow } from '../workflows/api.ts';
 import type { CloseInput } from './cleaning.ts';
-import { setGraceTimer, setLeaseTimers } from './lease-timers.ts';
+import { setKeptTimers, setLeaseTimers } from './lease-timers.ts';
 import type { RecoveryInput } from './plan.ts';
 import { isProduction } from './production.ts';
 import { type RecoveryWorld, submitNext } from './world.ts';
@@ -54,14 +54,18 @@ async function settleParked(world: RecoveryWorld, run: RunView, input: ParkInput
   if (run.state !== 'done') return keepRunning(world, run, row);
   const result = run.steps[0]?.result as Json as Outcome | undefined;
   if (result?.isProduction === true) return cleanUpAfterMove(world, input, row.name);
-  await setGraceTimer(world, id);
+  const leaseEndMs = world.clock.now() + recoveryLimits.graceMs;
   const kept = `kept for ${formatDuration(recoveryLimits.graceMs)}`;
   const what =
     row.mode === 'instant'
       ? `it is shut down, its writes are ${kept}`
       : `the export and what was written to it are ${kept}`;
   const message = `The lease of ${row.name} has ended: ${what}. Go on with: rouse resume ${id}`;
-  await world.recoveries.updateWhile(id, ['parked'], { warnings: [message] });
+  await world.transaction(async () => {
+    const patch = { warnings: [message], leaseEndMs };
+    if (!(await world.recoveries.updateWhile(id, ['parked'], patch))) return;
+    await setKeptTimers(world, id, leaseEndMs);
+  });
   await world.tell(id, 'warning', 'lease.ended', message);
 }
 

@@ -182,7 +182,7 @@ export const recovery = z.object({
   createdMs: timeMs,
   availableMs: timeMs.nullable(),
   timeToAvailableMs: z.number().nullable(),
-  leaseEndsMs: timeMs.nullable(),
+  leaseEndsMs: timeMs.nullable().describe('Parked: until when what was written is kept.'),
   endedMs: timeMs.nullable(),
   writtenBytes: bytes.describe('What was written since: the size of the write layer.'),
   warnings: list(z.string()),

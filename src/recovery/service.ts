@@ -1,10 +1,11 @@
 import { type ErrorCode, isRouseError, RouseError } from '../errors.ts';
 import { endedRecoveryStates as endedStates, type RecoveryRow } from '../catalog/recoveries.ts';
 import type { SavesetView } from '../catalog/schema.ts';
-import { formatDuration, pick } from '../lib/text.ts';
+import { pick } from '../lib/text.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, RunView } from '../workflows/api.ts';
 import { changesOf } from '../lib/changes.ts';
+import { renewLease } from './lease.ts';
 import { setLeaseTimers } from './lease-timers.ts';
 import { endRecovery } from './ending.ts';
 import { hostFor, refuseTakenName } from './opening.ts';
@@ -321,30 +322,7 @@ export class Recoveries implements RecoveryService {
 
   async renew(reference: string, request: RenewRequest): Promise<Recovery> {
     const row = await this.#row(reference);
-    const { recoveries, clock, transaction } = this.#desk;
-    if (row.state === 'parked') {
-      throw new RouseError('wrong-state', `${row.name} is parked: its lease has ended`, {
-        advice: `Wake it again: rouse resume ${row.id}`,
-      });
-    }
-    const leaseEndMs = clock.now() + request.leaseMs;
-    await transaction(async () => {
-      const patch = { leaseEndMs, warnings: [] };
-      if (!(await recoveries.updateWhile(row.id, ['available', 'relocating'], patch))) {
-        const { state } = await recoveries.get(row.id);
-        throw new RouseError('wrong-state', `recovery ${row.id} is ${state}: it has no lease`, {
-          advice: 'Only a recovery that is available or being relocated has one.',
-        });
-      }
-      await setLeaseTimers(this.#desk, row.id, leaseEndMs);
-    });
-    const left = formatDuration(request.leaseMs);
-    await this.#desk.tell(
-      row.id,
-      'info',
-      'lease.renewed',
-      `the lease of ${row.name} now ends in ${left}`,
-    );
+    await renewLease(this.#desk, row, request.leaseMs);
     return this.get(row.id);
   }
 

@@ -3,7 +3,7 @@ import { formatDuration } from '../lib/text.ts';
 import { recoveryLimits } from '../limits.ts';
 import type { RunView } from '../workflows/api.ts';
 import type { CloseInput } from './cleaning.ts';
-import { setGraceTimer, setLeaseTimers } from './lease-timers.ts';
+import { setKeptTimers, setLeaseTimers } from './lease-timers.ts';
 import { type ChosenHost, type RecoveryInput } from './plan.ts';
 import { isProduction } from './production.ts';
 import type { RelocateInput } from './relocating.ts';
@@ -31,14 +31,13 @@ export async function settleOpened(
 
 async function parkAgain(world: RecoveryWorld, run: RunView, input: RecoveryInput): Promise<void> {
   const { recoveryId: id, name } = input;
-  const { leaseEndMs } = await world.recoveries.get(id);
+  const leaseEndMs = world.clock.now() + recoveryLimits.graceMs;
   await world.transaction(async () => {
-    await world.recoveries.update(id, { state: 'parked', error: run.error ?? null });
-    // Put away by hand, it had no end.
-    if (leaseEndMs !== null) await setGraceTimer(world, id);
+    await world.recoveries.update(id, { state: 'parked', leaseEndMs, error: run.error ?? null });
+    await setKeptTimers(world, id, leaseEndMs);
   });
   const why = run.error?.message ?? 'resuming it was cancelled';
-  const kept = leaseEndMs === null ? '' : ` for ${formatDuration(recoveryLimits.graceMs)}`;
+  const kept = ` for ${formatDuration(recoveryLimits.graceMs)}`;
   const message = `${name} stays parked, its writes are kept${kept}: ${why}`;
   await world.tell(id, 'error', 'recovery.parked', message);
 }
@@ -157,16 +156,7 @@ export async function settleClosed(
   }
   await clearTimers(world, id);
   if (input.keepWrites && input.reason === 'lease') return parkDetached(world, input);
-  if (input.keepWrites) {
-    await world.recoveries.update(id, { state: 'parked', leaseEndMs: null, warnings: [] });
-    await world.tell(
-      id,
-      'info',
-      'recovery.kept',
-      `${input.recovery.name} is put away; its writes are kept until rouse cancel ${id}`,
-    );
-    return;
-  }
+  if (input.keepWrites) return putAway(world, input);
   const state = input.reason === 'relocated' ? 'done' : 'cancelled';
   await world.recoveries.update(id, { state, endedMs: now, error: null, warnings: [] });
   await world.tell(
@@ -177,6 +167,19 @@ export async function settleClosed(
   );
 }
 
+/** By hand, with its writes: they have their grace time as well. */
+async function putAway(world: RecoveryWorld, { recovery }: CloseInput): Promise<void> {
+  const { recoveryId: id, name } = recovery;
+  const leaseEndMs = world.clock.now() + recoveryLimits.graceMs;
+  await world.transaction(async () => {
+    await world.recoveries.update(id, { state: 'parked', leaseEndMs, warnings: [] });
+    await setKeptTimers(world, id, leaseEndMs);
+  });
+  const kept = `its writes are kept for ${formatDuration(recoveryLimits.graceMs)}`;
+  const message = `${name} is put away; ${kept}, longer with: rouse renew ${id}`;
+  await world.tell(id, 'info', 'recovery.kept', message);
+}
+
 /** A file-level recovery whose lease has ended: what was written has its grace time, too. */
 async function parkDetached(world: RecoveryWorld, { recovery }: CloseInput): Promise<void> {
   const { recoveryId: id, name } = recovery;
@@ -185,8 +188,10 @@ async function parkDetached(world: RecoveryWorld, { recovery }: CloseInput): Pro
     `The lease of ${name} has ended: its disks are detached, ${kept}. ` +
     `Go on with: rouse resume ${id}`;
   await world.transaction(async () => {
-    const patch = { state: 'parked', warnings: [message] } as const;
-    if (await world.recoveries.updateWhile(id, ['cleaning'], patch)) await setGraceTimer(world, id);
+    const leaseEndMs = world.clock.now() + recoveryLimits.graceMs;
+    const patch = { state: 'parked', leaseEndMs, warnings: [message] } as const;
+    if (!(await world.recoveries.updateWhile(id, ['cleaning'], patch))) return;
+    await setKeptTimers(world, id, leaseEndMs);
   });
   await world.tell(id, 'warning', 'lease.ended', message);
 }

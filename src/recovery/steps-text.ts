@@ -111,7 +111,8 @@ export function outcomeLines(recovery: Recovery, terminal: Terminal, nowMs: numb
   const holds = ['available', 'relocating', 'parked'].includes(recovery.state);
   if (recovery.leaseEndsMs !== null && holds) {
     const end = formatTime(recovery.leaseEndsMs);
-    lines.push(`Its lease ends ${end} (${formatRelative(recovery.leaseEndsMs, nowMs)}).`);
+    const what = recovery.state === 'parked' ? 'What it wrote is kept until' : 'Its lease ends';
+    lines.push(`${what} ${end} (${formatRelative(recovery.leaseEndsMs, nowMs)}).`);
   }
   return [...lines, ...nextLines(recovery)];
 }
@@ -167,6 +168,7 @@ function nextLines(recovery: Recovery): string[] {
     return [
       `→ rouse resume ${id}   runs it again with all that it wrote`,
       `→ rouse seal ${id}     makes a saveset of it`,
+      `→ rouse renew ${id} --lease 30d   keeps it longer`,
       `→ rouse cancel ${id}   discards it`,
     ];
   }
