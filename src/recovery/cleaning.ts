@@ -139,7 +139,7 @@ async function dropPublication(
  * did has to tell: an open connection; a mount without an unmount, until it was silent for a day;
  * and for a day after a start of the proxy, which forgets mounts, anybody (docs/decisions/).
  */
-function useOf(exported: ExportView, nowMs: number): string | undefined {
+export function useOf(exported: ExportView, nowMs: number): string | undefined {
   const { connected, mounted, watchedSinceMs, lastUsedMs } = exported;
   if (connected.length > 0) return `${connected.join(', ')} is connected`;
   const silentMs = nowMs - Math.max(watchedSinceMs, lastUsedMs ?? 0);

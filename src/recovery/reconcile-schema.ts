@@ -7,8 +7,8 @@ export const reconcileRequest = z.strictObject({
   force: flag
     .default(false)
     .describe(
-      'Also detach disks though no agent tells whether they are used, drop silent exports that ' +
-        'nothing is known of, and discard what unknown recoveries wrote. Stops no machine.',
+      'Also detach disks though no agent tells whether they are used, drop exports that ' +
+        'clients beyond our hosts may have mounted once they are silent, and discard what unknown recoveries wrote. Stops no machine.',
     ),
 });
 export type ReconcileRequest = z.output<typeof reconcileRequest>;

@@ -3,7 +3,8 @@ import { RouseError } from '../../errors.ts';
 import type { Hypervisor } from '../../hypervisors/port.ts';
 import { formatBytes } from '../../lib/text.ts';
 import { refuseMounted } from '../attaching.ts';
-import { removeExport, type CloseInput } from '../cleaning.ts';
+import type { ExportView } from '../../proxy/port.ts';
+import { removeExport, type CloseInput, useOf } from '../cleaning.ts';
 import { isMounted } from '../plan.ts';
 import type { Hand, Thing } from './hand.ts';
 import type { ReconcileWorld } from './reconcile.ts';
@@ -120,7 +121,7 @@ class Clearing {
 
   async export({ proxy, view }: SeenCase['exports'][number]): Promise<void> {
     const thing = this.#thing('export', view.path, proxy.name);
-    const doubt = this.#doubtAboutExport();
+    const doubt = this.#doubtAboutExport(view);
     if (doubt !== undefined) {
       this.#exporting.add(proxy.name);
       this.#hand.leave(thing, this.#why, doubt);
@@ -135,7 +136,7 @@ class Clearing {
   }
 
   /** In doubt the export stays: a host that loses a datastore it uses is worse off. */
-  #doubtAboutExport(): string | undefined {
+  #doubtAboutExport(view: ExportView): string | undefined {
     const { row, seen, all } = this.#left;
     if (this.#users.length > 0) return `Still used by ${this.#users.join(', ')}.`;
     const away = all.unreachable.filter(
@@ -146,8 +147,12 @@ class Clearing {
       return `Nobody can tell whether ${names} uses it: it does not answer.`;
     }
     const isTraced = seen.machines.length + seen.disks.length + seen.datastores.length > 0;
-    if (row !== undefined || isTraced || this.#hand.isForced) return undefined;
-    return `Nothing is known of who uses it. If nobody does: ${force}`;
+    const isHosts = row === undefined ? isTraced : isMounted(row);
+    if (isHosts || this.#hand.isForced) return undefined;
+    const use = useOf(view, this.#world.clock.now());
+    return use === undefined
+      ? undefined
+      : `In doubt it stays: ${use}. If nobody needs it: ${force}`;
   }
 
   async clone({ proxy, view }: SeenCase['clones'][number]): Promise<void> {

@@ -387,14 +387,22 @@ test('an unreachable hypervisor is told, its exports stay, and the rest goes on'
   assert.deepEqual(await scene.of(lost), []);
 });
 
-test('an export of which nothing is known stays until it is forced, and never while it is used', async () => {
+test('an export of which nothing is known stays until it is forced, or was silent for a day', async () => {
   const cloneId = 'Recover-local-abcdefghjk';
   const spec = { mtree: 'main', savesetId: 'saveset1', folder: 'x' };
   await scene.proxy.createClone({ cloneId, ...spec });
-  await scene.proxy.createExport({ cloneId, clients: ['192.0.2.9'] });
+  const view = await scene.proxy.createExport({ cloneId, clients: ['192.0.2.9'] });
+  const watchedSinceMs = systemClock.now();
+  scene.proxy.exportsByClone.set(cloneId, { ...view, watchedSinceMs, mounted: ['192.0.2.9'] });
   const { findings } = await scene.reconcile();
   assert.deepEqual(outcomes(findings), ['export left', 'clone left']);
+  assert.match(findings[0]?.note ?? '', /192\.0\.2\.9 has it mounted/);
   await scene.reconcile({ force: true });
+  assert.deepEqual(await scene.of('abcdefghjk'), []);
+  await scene.proxy.createClone({ cloneId, ...spec });
+  const old = await scene.proxy.createExport({ cloneId, clients: ['192.0.2.9'] });
+  scene.proxy.exportsByClone.set(cloneId, { ...old, watchedSinceMs: 0 });
+  await scene.reconcile();
   assert.deepEqual(await scene.of('abcdefghjk'), []);
 });
 
