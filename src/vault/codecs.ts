@@ -72,9 +72,56 @@ export function portableLz4(): Codec {
   };
 }
 
-const zstdOptions = { params: { [constants.ZSTD_c_compressionLevel]: 3 } };
+/** docs/decisions/0006-zstd-level.md. */
+const zstdLevel = 5;
 
-const zstd: Codec = {
+type Context = unknown;
+type ZstdCompress = (
+  ...a: readonly [Context, Uint8Array, number, Uint8Array, number, number]
+) => number | bigint;
+type ZstdDecompress = (
+  ...a: readonly [Context, Uint8Array, number, Uint8Array, number]
+) => number | bigint;
+
+/** One context for each way and thread, made when it is first needed and kept: 1 MiB in all. */
+function loadZstd(): Codec {
+  try {
+    const loaded: unknown = createRequire(import.meta.url)('koffi');
+    const library = (loaded as typeof import('koffi')).load('libzstd.so.1');
+    const newPacker: () => Context = library.func('void* ZSTD_createCCtx()');
+    const newUnpacker: () => Context = library.func('void* ZSTD_createDCtx()');
+    const compress: ZstdCompress = library.func(
+      'size_t ZSTD_compressCCtx(void* c, void* t, size_t room, void* s, size_t bytes, int level)',
+    );
+    const decompress: ZstdDecompress = library.func(
+      'size_t ZSTD_decompressDCtx(void* c, void* t, size_t room, void* s, size_t bytes)',
+    );
+    let packer: Context;
+    let unpacker: Context;
+    return {
+      compress: (plain, target) => {
+        packer ??= newPacker();
+        if (packer === null) return 0;
+        const room = target.length;
+        const packed = Number(compress(packer, target, room, plain, plain.length, zstdLevel));
+        return packed <= room ? packed : 0; // Errors are numbers just below 2^64.
+      },
+      decompress: (payload, target) => {
+        unpacker ??= newUnpacker();
+        if (unpacker === null) return false;
+        const { length } = target;
+        return Number(decompress(unpacker, target, length, payload, payload.length)) === length;
+      },
+    };
+  } catch {
+    return portableZstd;
+  }
+}
+
+const zstdOptions = { params: { [constants.ZSTD_c_compressionLevel]: zstdLevel } };
+
+/** Node's own, with a new context for each block; for machines without libzstd. */
+export const portableZstd: Codec = {
   compress: (plain, target) => {
     const packed = zstdCompressSync(plain, zstdOptions);
     if (packed.length > target.length) return 0;
@@ -101,7 +148,7 @@ const raw: Codec = {
   },
 };
 
-const byNumber: readonly Codec[] = [raw, loadLz4(), zstd];
+const byNumber: readonly Codec[] = [raw, loadLz4(), loadZstd()];
 
 export function codecOf(name: CodecName): Codec {
   return byNumber[codecs[name]] ?? raw;

@@ -5,7 +5,7 @@ import { MemoryBlobStore } from '../blobs/memory-store.ts';
 import { isRouseError } from '../errors.ts';
 import { SeededRandom } from '../testing/seeded-random.ts';
 import { checksum, portableChecksum } from './checksum.ts';
-import { codecOf, portableLz4 } from './codecs.ts';
+import { codecOf, portableLz4, portableZstd } from './codecs.ts';
 import { decodeConfig, encodeConfig, newConfig, names } from './format.ts';
 import { isAllZero, keyedHash, plainHash } from './hash.ts';
 import {
@@ -98,25 +98,44 @@ test('any bytes are decoded to a sentence, never to an exception', () => {
   );
 });
 
-test('the portable checksum and lz4 are the same formats', () => {
+test('the portable checksum is the same', () => {
   fc.assert(
     fc.property(block, fc.nat(blockBytes), (plain, length) => {
       const some = plain.subarray(0, length);
       assert.equal(checksum(some), portableChecksum(some));
-      const [fast, portable] = [codecOf('lz4'), portableLz4()];
-      const packed = Buffer.alloc(blockBytes * 2);
-      const target = Buffer.alloc(blockBytes);
-      const byFast = fast.compress(plain, packed);
-      assert.ok(portable.decompress(packed.subarray(0, byFast), target));
-      assert.ok(target.equals(plain));
-      const byPortable = portable.compress(plain, packed);
-      target.fill(0);
-      assert.ok(fast.decompress(packed.subarray(0, byPortable), target));
-      assert.ok(target.equals(plain));
     }),
     { numRuns: 50 },
   );
 });
+
+for (const [name, portable] of [
+  ['lz4', portableLz4()],
+  ['zstd', portableZstd],
+] as const)
+  test(`the portable ${name} is the same format, and what does not fit says so`, () => {
+    const fast = codecOf(name);
+    fc.assert(
+      fc.property(block, (plain) => {
+        for (const [packer, unpacker] of [
+          [fast, portable],
+          [portable, fast],
+        ] as const) {
+          const packed = Buffer.alloc(blockBytes * 2);
+          const target = Buffer.alloc(blockBytes);
+          const length = packer.compress(plain, packed);
+          assert.ok(length > 0);
+          assert.ok(unpacker.decompress(packed.subarray(0, length), target));
+          assert.ok(target.equals(plain));
+          assert.equal(packer.compress(plain, Buffer.alloc(length - 1)), 0);
+          assert.equal(unpacker.decompress(packed.subarray(0, length - 1), target), false);
+          const [longer, shorter] = [Buffer.alloc(blockBytes + 1), Buffer.alloc(blockBytes - 1)];
+          assert.equal(unpacker.decompress(packed.subarray(0, length), longer), false);
+          assert.equal(unpacker.decompress(packed.subarray(0, length), shorter), false);
+        }
+      }),
+      { numRuns: 50 },
+    );
+  });
 
 test('BLAKE3 is BLAKE3', () => {
   // The empty input's hash, from the reference test vectors.
