@@ -70,6 +70,7 @@ export interface MissingPrivilege {
 export interface Behaviour {
   /** RemoveDatastore does not refuse a NAS datastore that machines use. */
   readonly nasRemoveAnyway?: boolean;
+  readonly relocateBytesPerSecond?: number;
   /** Of machines that are powered on from now on; default guestToolsRunning. */
   readonly toolsRunningStatus?: string;
   readonly noScreenshots?: boolean;

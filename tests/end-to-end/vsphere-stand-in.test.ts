@@ -3,11 +3,11 @@
  * its hosts mount what Rouse publishes, boot from it, and move what they booted.
  */
 import assert from 'node:assert/strict';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { after, test } from 'node:test';
 import { buildGuest, Heartbeats, type SerialConsole } from '#lab/guest.ts';
-import { attempt } from '#lab/processes.ts';
+import { attempt, eventually } from '#lab/processes.ts';
 import { RouseCommand } from '#lab/rouse-command.ts';
 import { buildGo } from '#lab/vcenter/build.ts';
 import { startStandIn, writeMachine } from '#lab/vcenter/vcenter.ts';
@@ -135,4 +135,107 @@ test('a machine is registered from the export and boots over NFS', async () => {
   assert.equal(await serial.command('hash'), guest.knownSha256);
   assert.match(await refused('unmount', 'esx1', 'wake'), /ResourceInUse/);
   assert.match(await refused('unregister', 'web01'), /InvalidPowerState/);
+});
+
+interface IdentityView {
+  readonly Config: { readonly Uuid: string };
+}
+
+interface MachineView {
+  readonly Config: { readonly Files: { readonly VmPathName: string } };
+  readonly Runtime: { readonly PowerState: string };
+}
+
+test('a relocation is canceled and leaves nothing; another moves it while it writes', async () => {
+  assert.ok(serial !== undefined);
+  const beats = new Heartbeats(serial);
+  const from = serial.position;
+  await vcenter.behaviour({ relocateBytesPerSecond: 8 * 1024 * 1024 });
+  assert.match(await refused('cancel', 'web01', 'production'), /RequestCanceled/);
+  assert.deepEqual(await readdir(production), []);
+  await beats.next(30_000, 2);
+
+  await vcenter.behaviour({ relocateBytesPerSecond: 48 * 1024 * 1024 });
+  const writing = serial.command('churn 4', 60_000);
+  await ask('relocate', 'web01', 'production');
+  assert.ok(Number(await writing) > 0, 'the guest wrote and compared');
+  const { Config, Runtime } = await ask<MachineView>('machine', 'web01');
+  assert.match(Config.Files.VmPathName, /^\[production\] \S+\/web01\.vmx$/);
+  assert.equal(Runtime.PowerState, 'poweredOn');
+  assert.equal((await ask<{ Vm: unknown }>('datastore', 'wake')).Vm, null);
+  assert.equal(await serial.command('check', 60_000), 'clean');
+  assert.equal(beats.report(from).missed, 0);
+  await vcenter.behaviour({});
+});
+
+test('a disk of the export is shown to the running guest, and taken away again', async () => {
+  assert.ok(serial !== undefined);
+  const file = `[wake] ${folder}/web01.vmdk`;
+  assert.match(await refused('attach', 'web01', file, 'persistent', '0'), /InvalidDeviceSpec/);
+  assert.match(await refused('attach', 'web01', file, 'persistent', '7'), /InvalidDeviceSpec/);
+  assert.match(
+    await refused('attach', 'web01', '[no] x.vmdk', 'persistent', '1'),
+    /InvalidDatastore/,
+  );
+  await ask('attach', 'web01', file, 'independent_nonpersistent', '1');
+  const size =
+    'blockdev --getsize64 /dev/sdb && head -c 512 /dev/sdb | tail -c 2 | hexdump -e \'2/1 "%x"\'';
+  assert.equal((await serial.shell(size)).trim(), `${guest.sizeBytes}\n55aa`);
+  assert.match(await refused('unmount', 'esx1', 'wake'), /ResourceInUse/);
+  await ask('detach', 'web01', file);
+  assert.equal((await serial.shell('ls /dev/sdb 2>/dev/null || echo gone')).trim(), 'gone');
+  await ask('unmount', 'esx1', 'wake');
+  await rouse.run('cancel', published.recovery);
+  assert.ok((await new Heartbeats(serial).next(30_000, 2)) > 0);
+  await ask('off', 'web01');
+});
+
+test('a machine that is somewhere else asks whether it was moved or copied', async () => {
+  assert.ok(serial !== undefined);
+  const { vmx: place, host } = await vcenter.machine('web01');
+  assert.equal(host, 'esx1');
+  const { Config } = await ask<IdentityView>('machine', 'web01');
+  await ask('unregister', 'web01');
+  await ask('register', place, 'web02', 'esx2');
+  const from = serial.position;
+  const starting = ask('on', 'web02');
+  const question = await ask<{ Message: { Id: string }[] }>('answer', 'web02', '1');
+  assert.equal(question.Message[0]?.Id, 'msg.uuid.altered');
+  await starting;
+  const moved = await vcenter.serial('web02');
+  await moved.waitFor(/ROUSE fsck clean/, 120_000);
+  await moved.close();
+  assert.equal(serial.position, from, 'each machine has a serial port of its own');
+  assert.equal((await ask<IdentityView>('machine', 'web02')).Config.Uuid, Config.Uuid);
+  await vcenter.host('esx2', { dies: true });
+  const { Runtime } = await ask<MachineView>('machine', 'web02');
+  assert.equal(Runtime.PowerState, 'poweredOff');
+});
+
+test('what is scripted happens: privileges, faults, lost sessions, a vCenter that is gone', async () => {
+  await vcenter.missingPrivileges([{ privilege: 'Host.Config.Storage', entity: 'esx1' }]);
+  const mount = ['mount', 'esx1', worldAddresses.ipv4, path, 'wake', 'readWrite'] as const;
+  assert.match(await refused(...mount), /NoPermission.*Host\.Config\.Storage/s);
+  await vcenter.missingPrivileges([]);
+  await vcenter.fault({
+    method: 'CreateNasDatastore',
+    nth: 1,
+    fault: 'HostConfigFault',
+    message: 'so',
+  });
+  assert.match(await refused(...mount), /HostConfigFault so/);
+  const calls = await vcenter.calls();
+  assert.equal(
+    calls.findLast(({ type }) => type === 'HostDatastoreSystem')?.method,
+    'CreateNasDatastore',
+  );
+  await vcenter.fault({ method: 'UnregisterVM', fault: 'NotAuthenticated', message: 'again' });
+  assert.match(await refused('unregister', 'web02'), /NotAuthenticated again/);
+  await vcenter.clearFaults();
+  await vcenter.goAwayMs(1000);
+  assert.match(await refused('host', 'esx1'), /refused|reset|EOF/);
+  await eventually(
+    'the vCenter',
+    async () => (await asked('host', 'esx1')).code === 0 || undefined,
+  );
 });

@@ -10,6 +10,8 @@ import (
 	"log"
 	"net/url"
 	"os"
+	"strconv"
+	"time"
 
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
@@ -32,7 +34,8 @@ var verbs = map[string]func(*client, []string) (interface{}, error){
 	"mount": (*client).mount, "unmount": (*client).unmount, "datastore": (*client).datastore,
 	"register": (*client).register, "unregister": (*client).unregister, "on": (*client).on,
 	"off": (*client).off, "machine": (*client).machine, "relocate": (*client).relocate,
-	"host": (*client).host,
+	"host": (*client).host, "cancel": (*client).cancel, "attach": (*client).attach,
+	"detach": (*client).detach, "answer": (*client).answer,
 }
 
 func main() {
@@ -220,6 +223,29 @@ func (c *client) on(args []string) (interface{}, error) {
 	return c.await(found.PowerOn(c.ctx))
 }
 
+// answer NAME CHOICE: waits for a question, and gives its text
+func (c *client) answer(args []string) (interface{}, error) {
+	found, err := c.finder.VirtualMachine(c.ctx, args[0])
+	if err != nil {
+		return nil, err
+	}
+	var asked *types.VirtualMachineQuestionInfo
+	names := []string{"runtime.question"}
+	err = property.Wait(c.ctx, property.DefaultCollector(c.Client), found.Reference(), names,
+		func(changes []types.PropertyChange) bool {
+			for _, change := range changes {
+				if question, ok := change.Val.(types.VirtualMachineQuestionInfo); ok {
+					asked = &question
+				}
+			}
+			return asked != nil
+		})
+	if err != nil {
+		return nil, err
+	}
+	return asked, found.Answer(c.ctx, asked.Id, args[1])
+}
+
 // off NAME
 func (c *client) off(args []string) (interface{}, error) {
 	found, err := c.finder.VirtualMachine(c.ctx, args[0])
@@ -229,8 +255,78 @@ func (c *client) off(args []string) (interface{}, error) {
 	return c.await(found.PowerOff(c.ctx))
 }
 
+func (c *client) reconfigure(name string, operation types.VirtualDeviceConfigSpecOperation, disk *types.VirtualDisk) (interface{}, error) {
+	found, err := c.finder.VirtualMachine(c.ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	change := &types.VirtualDeviceConfigSpec{Operation: operation, Device: disk}
+	spec := types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{change}}
+	return c.await(found.Reconfigure(c.ctx, spec))
+}
+
+// attach NAME PATH MODE UNIT: a disk that exists, to the first SCSI controller
+func (c *client) attach(args []string) (interface{}, error) {
+	backing := &types.VirtualDiskFlatVer2BackingInfo{DiskMode: args[2]}
+	backing.FileName = args[1]
+	unit, err := strconv.Atoi(args[3])
+	if err != nil {
+		return nil, err
+	}
+	number := int32(unit)
+	disk := &types.VirtualDisk{}
+	disk.Key, disk.ControllerKey, disk.UnitNumber, disk.Backing = -1, 1000, &number, backing
+	return c.reconfigure(args[0], types.VirtualDeviceConfigSpecOperationAdd, disk)
+}
+
+// detach NAME PATH
+func (c *client) detach(args []string) (interface{}, error) {
+	found, err := c.finder.VirtualMachine(c.ctx, args[0])
+	if err != nil {
+		return nil, err
+	}
+	devices, err := found.Device(c.ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, device := range devices {
+		if disk, ok := device.(*types.VirtualDisk); ok {
+			if backing, ok := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo); ok && backing.FileName == args[1] {
+				return c.reconfigure(args[0], types.VirtualDeviceConfigSpecOperationRemove, disk)
+			}
+		}
+	}
+	return nil, fmt.Errorf("%s has no disk %s", args[0], args[1])
+}
+
 // relocate NAME DATASTORE
 func (c *client) relocate(args []string) (interface{}, error) {
+	return c.await(c.startRelocation(args))
+}
+
+// cancel NAME DATASTORE: a relocation that is canceled once it has come somewhere
+func (c *client) cancel(args []string) (interface{}, error) {
+	task, err := c.startRelocation(args)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		var now mo.Task
+		if _, err := c.properties(task.Reference(), []string{"info"}, &now); err != nil {
+			return nil, err
+		}
+		if now.Info.State != types.TaskInfoStateRunning || now.Info.Progress > 1 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err := task.Cancel(c.ctx); err != nil {
+		return nil, err
+	}
+	return c.await(task, nil)
+}
+
+func (c *client) startRelocation(args []string) (*object.Task, error) {
 	found, err := c.finder.VirtualMachine(c.ctx, args[0])
 	if err != nil {
 		return nil, err
@@ -241,5 +337,5 @@ func (c *client) relocate(args []string) (interface{}, error) {
 	}
 	target := store.Reference()
 	spec := types.VirtualMachineRelocateSpec{Datastore: &target}
-	return c.await(found.Relocate(c.ctx, spec, types.VirtualMachineMovePriorityDefaultPriority))
+	return found.Relocate(c.ctx, spec, types.VirtualMachineMovePriorityDefaultPriority)
 }

@@ -160,7 +160,11 @@ func (w *world) readDisks(h *host, s *store, directory string, v *vmx) ([]*disk,
 				if !strings.HasSuffix(name, ".vmdk") {
 					continue
 				}
-				d, err := w.readDisk(h, s, path.Join(directory, name))
+				on, file := s, path.Join(directory, name)
+				if strings.HasPrefix(name, "/") {
+					on, file = w.absolute(s, name)
+				}
+				d, err := w.readDisk(h, on, file)
 				if err != nil {
 					return nil, err
 				}
@@ -172,6 +176,21 @@ func (w *world) readDisks(h *host, s *store, directory string, v *vmx) ([]*disk,
 		}
 	}
 	return list, nil
+}
+
+// absolute finds the datastore of a path such as `/vmfs/volumes/NAME/folder/disk.vmdk`, where the
+// name may be the datastore's id as well; what is no such path is looked for beside the .vmx.
+func (w *world) absolute(s *store, name string) (*store, string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	parts := strings.SplitN(strings.TrimPrefix(name, "/vmfs/volumes/"), "/", 2)
+	for _, each := range w.stores {
+		known := each.name == parts[0] || each.self.Value == parts[0]
+		if len(parts) == 2 && known && each.datacenter == s.datacenter {
+			return each, parts[1]
+		}
+	}
+	return s, name
 }
 
 // mode turns a .vmx's word into the API's.

@@ -9,7 +9,8 @@ import (
 // answer knows nothing of real disks, so everything else is refused by name.
 var modelled = map[string]map[string]bool{
 	"VirtualMachine": names("PowerOnVM_Task", "PowerOffVM_Task", "ShutdownGuest", "AnswerVM",
-		"CreateScreenshot_Task", "UnregisterVM", "Rename_Task", "Destroy_Task"),
+		"CreateScreenshot_Task", "UnregisterVM", "Rename_Task", "Destroy_Task", "RelocateVM_Task",
+		"ReconfigVM_Task"),
 	"Datastore":           names("RefreshDatastore", "Destroy_Task"),
 	"HostDatastoreSystem": names("CreateNasDatastore", "RemoveDatastore"),
 }

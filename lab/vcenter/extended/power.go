@@ -122,10 +122,15 @@ const movedWords = "msg.uuid.altered:This virtual machine might have been moved 
 	"if this virtual machine was moved or copied.\n\n" +
 	"If you don't know, answer \"button.uuid.copiedTheVM\".\n"
 
+func (m *machine) location() string {
+	place := []byte(m.host.name + m.store.path(m.file))
+	return googleuuid.NewSHA1(googleuuid.NameSpaceOID, place).String()
+}
+
 // settleIdentity asks whether a machine was moved or copied when its place has changed and its
 // .vmx does not say. ESXi derives uuid.location from the host and the path; so do we, our own way.
 func (m *machine) settleIdentity(ctx context.Context) error {
-	here := googleuuid.NewSHA1(googleuuid.NameSpaceOID, []byte(m.host.name+m.store.path(m.file))).String()
+	here := m.location()
 	before := uuid(m.vmx.get("uuid.location"))
 	answer := map[string]string{"create": "2", "keep": "1"}[m.vmx.get("uuid.action")]
 	if before != "" && before != here && answer == "" {

@@ -52,6 +52,8 @@ type behaviour struct {
 	// RemoveDatastore of a NAS datastore does not look for machines on it (the API promises
 	// ResourceInUse only for VMFS).
 	NasRemoveAnyway bool `json:"nasRemoveAnyway"`
+	// Bytes per second of a live relocation; 0 is as fast as it goes.
+	RelocateBytesPerSecond int64 `json:"relocateBytesPerSecond"`
 	// What guest.toolsRunningStatus says of a machine that is on; guestToolsRunning if empty.
 	ToolsRunningStatus string `json:"toolsRunningStatus"`
 	// CreateScreenshot_Task answers with a path on the datastore instead of doing it.
