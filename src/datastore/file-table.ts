@@ -3,6 +3,10 @@
  * one line (checksum, JSON) that holds all of it: it happened or it did not. `durable` makes all
  * changes so far safe; many share one sync. The journal is written anew when the table is opened,
  * when it has grown, and after a failed sync, whose losses are thereby made good.
+ *
+ * After a power cut the lines that no sync covered may be torn in any order; they are dropped. So
+ * that a line which rots on the disk is not taken for one of them, each sync leaves a mark behind the
+ * lines that it made safe: a bad line before a mark's position is damage, and nothing is dropped.
  */
 import { crc32 } from 'node:zlib';
 import { isRouseError, RouseError } from '../errors.ts';
@@ -18,13 +22,20 @@ export type TableChange =
   | { readonly link: DirectoryEntryRecord & { readonly directory: FileId } }
   | { readonly unlink: { readonly directory: FileId; readonly name: string } };
 
+/** The journal was durable up to there when this line was written. */
+interface DurableMark {
+  readonly durable: number;
+}
+
 /** First line: how many lines follow that were written at once, and the next free id. */
 interface Heading {
-  readonly format: 1;
+  readonly format: number;
   readonly lines: number;
   readonly nextId: number;
 }
 
+/** 2: with marks of what is durable. */
+const format = 2;
 const tableName = 'table';
 const newTableName = 'table.new';
 
@@ -34,6 +45,8 @@ export class FileTable {
   readonly #nodes = new Map<FileId, FileNode>();
   #journal: OpenFile | undefined;
   #position = 0;
+  /** Behind the last change; marks may follow. */
+  #changedPosition = 0;
   #snapshotBytes = 0;
   /** What is in memory is not what the journal would give. */
   #rewriteNeeded = true;
@@ -82,6 +95,7 @@ export class FileTable {
     if (this.#journal !== undefined && !this.#rewriteNeeded) {
       this.#journal.writeNow([line], this.#position);
       this.#position += line.length;
+      this.#changedPosition = this.#position;
     }
     this.#meanwhile?.push(line);
     this.#apply(changes);
@@ -112,13 +126,27 @@ export class FileTable {
       }
     }
     const position = this.#position;
-    if (position === this.#syncedPosition) return;
+    if (this.#changedPosition <= this.#syncedPosition) return;
     try {
       await this.#journal?.sync();
       this.#syncedPosition = position;
     } catch (error) {
       this.#rewriteNeeded = true;
       throw error;
+    }
+    this.#mark();
+  }
+
+  /** Evidence for a later opening; nobody waits for it, and without it no less is safe. */
+  #mark(): void {
+    if (this.#journal === undefined || this.#rewriteNeeded) return;
+    const mark: DurableMark = { durable: this.#syncedPosition };
+    const line = encodeLine(mark);
+    try {
+      this.#journal.writeNow([line], this.#position);
+      this.#position += line.length;
+    } catch {
+      // A full disk: the next change is written over what of it is there.
     }
   }
 
@@ -143,6 +171,7 @@ export class FileTable {
     this.#journal = file;
     this.#snapshotBytes = bytes.length;
     this.#position = bytes.length + lines.length;
+    this.#changedPosition = this.#position;
     this.#syncedPosition = bytes.length;
     this.#rewriteNeeded = false;
     try {
@@ -175,7 +204,7 @@ export class FileTable {
       for (let at = 0; at < links.length; at += 64)
         lines.push(encodeLine(links.slice(at, at + 64)));
     }
-    const heading: Heading = { format: 1, lines: lines.length, nextId: this.nextId };
+    const heading: Heading = { format, lines: lines.length, nextId: this.nextId };
     return Buffer.concat([encodeLine(heading), ...lines]);
   }
 
@@ -185,23 +214,22 @@ export class FileTable {
     const bytes = Buffer.alloc(await file.size());
     await file.read(bytes, 0);
     await file.close();
-    let lines = -1;
-    let heading: Heading | undefined;
-    for (const value of decodeLines(bytes)) {
-      lines++;
-      if (heading === undefined) {
-        heading = value as Heading;
-        if (heading.format !== 1) {
-          throw new RouseError('newer-format', `${path} was written by a newer Rouse`);
-        }
-        this.nextId = heading.nextId;
-      } else {
-        // The checksum vouches for the shape: only `change` of this version writes it.
-        this.#apply(value as readonly TableChange[]);
-      }
+    const { values, badAt, durableTo } = decodeLines(bytes);
+    const [heading, ...lines] = values as [Heading | undefined, ...unknown[]];
+    if (heading !== undefined && heading.format > format) {
+      throw new RouseError('newer-format', `${path} was written by a newer Rouse`);
     }
-    if (heading === undefined || lines < heading.lines) {
-      throw new RouseError('corrupt-data', `${path}: the table of files is damaged`);
+    if (heading === undefined || lines.length < heading.lines || badAt < durableTo) {
+      throw new RouseError('corrupt-data', `${path}: damaged at byte ${badAt}`, {
+        advice:
+          'The table of files in this clone has rotten on its disk; nothing of it was changed. Put ' +
+          'back a good copy of this file, or begin the recovery anew.',
+      });
+    }
+    this.nextId = heading.nextId;
+    for (const line of lines) {
+      // The checksum vouches for the shape: only `change` and `#mark` write it.
+      if (!isMark(line)) this.#apply(line as readonly TableChange[]);
     }
   }
 
@@ -230,14 +258,34 @@ function encodeLine(value: unknown): Buffer {
   return Buffer.from(`${crc32(json).toString(16).padStart(8, '0')} ${json}\n`);
 }
 
-/** Whole lines until the first that is not. */
-function* decodeLines(bytes: Buffer): Generator<unknown> {
-  for (let at = 0; at < bytes.length;) {
-    const end = bytes.indexOf(10, at);
-    if (end < at + 9) return;
-    const json = bytes.subarray(at + 9, end);
-    if (bytes.toString('latin1', at, at + 8) !== crc32(json).toString(16).padStart(8, '0')) return;
-    yield JSON.parse(json.toString());
-    at = end + 1;
+/**
+ * The values of whole lines until the first that is not, and its position; and how far the journal
+ * was durable once, as all lines say, those behind a bad one as well.
+ */
+function decodeLines(bytes: Buffer): { values: unknown[]; badAt: number; durableTo: number } {
+  const values: unknown[] = [];
+  let badAt: number | undefined;
+  let durableTo = 0;
+  for (let at = 0, end = 0; at < bytes.length; at = end) {
+    const feed = bytes.indexOf(10, at);
+    end = feed < 0 ? bytes.length : feed + 1;
+    const value = feed < 0 ? undefined : decodeLine(bytes, at, feed);
+    if (value === undefined) badAt ??= at;
+    else if (isMark(value)) durableTo = Math.max(durableTo, value.durable);
+    if (value !== undefined && badAt === undefined) values.push(value);
   }
+  return { values, badAt: badAt ?? bytes.length, durableTo };
+}
+
+/** undefined: it is not as it was written. */
+function decodeLine(bytes: Buffer, at: number, end: number): unknown {
+  if (end < at + 9 || bytes[at + 8] !== 0x20) return undefined;
+  const json = bytes.subarray(at + 9, end);
+  const sum = bytes.toString('latin1', at, at + 8);
+  if (sum !== crc32(json).toString(16).padStart(8, '0')) return undefined;
+  return JSON.parse(json.toString());
+}
+
+function isMark(value: unknown): value is DurableMark {
+  return typeof value === 'object' && value !== null && 'durable' in value;
 }
