@@ -190,7 +190,8 @@ async function parkDetached(world: RecoveryWorld, { recovery }: CloseInput): Pro
   await world.transaction(async () => {
     const leaseEndMs = world.clock.now() + recoveryLimits.graceMs;
     const patch = { state: 'parked', leaseEndMs, warnings: [message] } as const;
-    if (!(await world.recoveries.updateWhile(id, ['cleaning'], patch))) return;
+    // Settled again after a crash it is parked already, and its timers were cleared above.
+    if (!(await world.recoveries.updateWhile(id, ['cleaning', 'parked'], patch))) return;
     await setKeptTimers(world, id, leaseEndMs);
   });
   await world.tell(id, 'warning', 'lease.ended', message);

@@ -89,7 +89,7 @@ export function outcomeLines(recovery: Recovery, terminal: Terminal, nowMs: numb
       lines.push(`${name} is being cleaned up.`);
       break;
     case 'parked':
-      lines.push(`${name} is parked: it is off, and what it wrote is kept.`);
+      lines.push(`${name} is parked: it is ${offOrGone(recovery)}, and what was written is kept.`);
       break;
     case 'done':
       lines.push(terminal.paint('green', `${name} is done; nothing of it is left to clean up.`));
@@ -115,6 +115,11 @@ export function outcomeLines(recovery: Recovery, terminal: Terminal, nowMs: numb
     lines.push(`${what} ${end} (${formatRelative(recovery.leaseEndsMs, nowMs)}).`);
   }
   return [...lines, ...nextLines(recovery)];
+}
+
+function offOrGone({ mode }: Recovery): string {
+  if (mode === 'flr') return 'detached';
+  return mode === 'publish' ? 'not in use' : 'off';
 }
 
 function exportLines(recovery: Recovery): string[] {

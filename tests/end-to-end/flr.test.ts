@@ -165,6 +165,14 @@ test('several disks, or one of several, beside those of another recovery', async
   for (const [index, { seenAs }] of whole.attached.entries()) {
     assert.equal(await helper.serial.command(`hash ${seenAs}`), hashOf(contents[index]!));
   }
+  const saved = await rouse.json<{ warnings: string[]; savesetId: string }>('backup', 'helper');
+  assert.match(saved.warnings.join('; '), /disk sda is left out.*disk sdb is left out/);
+  const { savesets } = await rouse.json<{ savesets: { id: string; disks: { name: string }[] }[] }>(
+    'savesets',
+    'helper',
+  );
+  const own = savesets.find(({ id }) => id === saved.savesetId)?.disks.map(({ name }) => name);
+  assert.deepEqual(own, ['vda'], 'a backup of the target is of its own disks alone');
   const one = ['recover', 'two', '--mode', 'flr', '--into', 'helper', '--disks', 'vdb'];
   const second = await rouse.json<Recovery>(...one, '--name', 'other');
   const [disk] = second.attached;

@@ -50,6 +50,14 @@ function sourceText(source: XmlElement): string {
   return domainDisks(element('domain', {}, [devices]))[0]?.source ?? '';
 }
 
+/**
+ * Whether a disk was attached by us: then it belongs to a backup, and not to the machine that sees
+ * it for a while.
+ */
+export function isAttached({ node }: DomainDisk): boolean {
+  return aliasOf(node) !== undefined;
+}
+
 /** The alias proves later that it is ours; libvirt keeps aliases that begin with `ua-`. */
 function controllerNode(index: number, datastore: string): XmlElement {
   return element('controller', { type: 'scsi', index: String(index), model: 'virtio-scsi' }, [
@@ -60,7 +68,11 @@ function controllerNode(index: number, datastore: string): XmlElement {
 const aliasPrefix = 'ua-rouse-';
 
 function controllerAlias(datastore: string): string {
-  return `${aliasPrefix}${datastore.replaceAll(/[^\w-]/gu, '_')}`;
+  return aliasFor(datastore);
+}
+
+function aliasFor(name: string): string {
+  return `${aliasPrefix}${name.replaceAll(/[^\w-]/gu, '_')}`;
 }
 
 function diskNode(name: string, slot: Slot, source: XmlElement, serial: string): XmlElement {
@@ -84,6 +96,7 @@ function diskNode(name: string, slot: Slot, source: XmlElement, serial: string):
     element('target', { dev: name, bus: slot.bus }),
     // QEMU cuts a virtio-blk serial at 20 characters (virtio 1.2, 5.2.6).
     element('serial', {}, [serial.slice(0, 20)]),
+    element('alias', { name: aliasFor(serial) }),
     ...address,
   ]);
 }
@@ -214,8 +227,8 @@ function scsiControllers(domain: XmlElement): XmlElement[] {
   return controllers.filter((node) => attribute(node, 'type') === 'scsi');
 }
 
-/** The alias of a controller of ours. */
-function aliasOf(controller: XmlElement): string | undefined {
-  const alias = attribute(child(controller, 'alias'), 'name');
+/** The alias of a device that we attached. */
+function aliasOf(device: XmlElement): string | undefined {
+  const alias = attribute(child(device, 'alias'), 'name');
   return alias?.startsWith(aliasPrefix) === true ? alias : undefined;
 }

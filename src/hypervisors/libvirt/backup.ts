@@ -9,6 +9,7 @@ import type {
   MachineDetail,
   PowerState,
 } from '../port.ts';
+import { isAttached } from './attach.ts';
 import { domainXml, requireLocal } from './context.ts';
 import type { LibvirtContext } from './context.ts';
 import { domainDisks } from './domain.ts';
@@ -35,15 +36,18 @@ export async function beginBackup(
   requireLocal(context, 'reading disks for backup');
   const machine = await machineDetail(context, hostId, spec.machineId);
   const domain = await domainXml(context, machine.id);
-  const disks = domainDisks(domain).filter(isBackedUp);
+  const all = domainDisks(domain).filter(isBackedUp);
+  const disks = all.filter((disk) => !isAttached(disk));
   if (disks.length === 0) {
     throw new RouseError('hypervisor-unsupported', `the machine ${machine.name} has no disk`);
   }
-  const { files, warnings } = await machineFiles(machine, domain);
+  const saved = await machineFiles(machine, domain);
+  const attached = all.filter(isAttached).map(({ name }) => name);
+  const warnings = [...saved.warnings, ...attached.map(leftOut)];
   const common = {
     token: spec.token,
     machine,
-    files,
+    files: saved.files,
     ...(warnings.length > 0 ? { warnings } : {}),
   };
   if (machine.power === 'off') return { ...common, ...offlineSource(machine, disks, spec) };
@@ -55,6 +59,10 @@ type SourcePart = Omit<BackupSource, 'token' | 'machine' | 'files'>;
 
 function isBackedUp(disk: DomainDisk): boolean {
   return disk.device === 'disk' && !disk.isReadOnly && disk.source !== '';
+}
+
+function leftOut(disk: string): string {
+  return `disk ${disk} is left out: it shows a backup (file-level recovery) and is not of this machine`;
 }
 
 async function machineFiles(
