@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { RouseError } from './errors.ts';
+import { familyOf } from './lib/addresses.ts';
 
 /** What an administrator decides when Rouse starts; everything else is derived here. */
 export interface UpOptions {
@@ -19,8 +20,8 @@ export interface UpOptions {
   readonly cacheBytes?: number;
   /** Directory of the vault; `<data>/vault` when undefined. */
   readonly vault?: string;
-  /** Address that hypervisor hosts reach this proxy at. */
-  readonly address?: string;
+  /** Addresses that hypervisor hosts reach this proxy at, the preferred first. */
+  readonly address?: readonly string[];
 }
 
 export interface Config {
@@ -38,7 +39,8 @@ export interface Config {
   readonly serverFile: string;
   readonly proxySocket: string;
   readonly proxyName: string;
-  readonly proxyAddress: string;
+  /** Empty: any of this machine. */
+  readonly proxyAddresses: readonly string[];
   readonly nfs: {
     readonly port: number;
     readonly mountPort: number;
@@ -68,7 +70,7 @@ export function configOf(options: UpOptions): Config {
     serverFile: path.join(run, 'server.json'),
     proxySocket: socketPath(run, 'proxy.sock'),
     proxyName: 'local',
-    proxyAddress: options.address ?? '127.0.0.1',
+    proxyAddresses: (options.address ?? []).map((text) => address('--address', text)),
     nfs: {
       port: nfsPort,
       mountPort: port('--mount-port', options.mountPort ?? nfsPort),
@@ -78,6 +80,13 @@ export function configOf(options: UpOptions): Config {
     },
     cacheBytes: options.cacheBytes ?? defaultCacheBytes(),
   };
+}
+
+function address(option: string, text: string): string {
+  if (familyOf(text) !== undefined) return text;
+  throw new RouseError('bad-request', `${option} "${text}" is not an IP address`, {
+    advice: 'Give an address of this machine, such as 192.0.2.7 or 2001:db8::7.',
+  });
 }
 
 function port(option: string, value: number): number {

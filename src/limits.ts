@@ -27,6 +27,17 @@ export const proxyLimits = {
   ingestReadsMax: 4,
   /** Extents are asked for in strides, so that a map of a 16 TiB disk is never in memory. */
   extentStrideBytes: 1024 * MiB,
+  /** A proxy says this often how it is: 400 bytes of state, and a row written. */
+  heartbeatMs: 5_000,
+  /** Three heartbeats and a little: then it is taken to be away. */
+  silentMsMax: 17_000,
+  /** The embedded proxy is looked for this often until it has answered once. */
+  firstWordMs: 1_000,
+  labelsMax: 64,
+  /** Addresses tried for one choice: 16 hosts with 4 each. */
+  reachMax: 64,
+  /** A host in the same building answers in a millisecond; a person waits for the choice. */
+  reachMsMax: 400,
   /** 200 exports of about 300 bytes are 60 KiB. */
   exportListBytesMax: 16 * MiB,
   /** A configuration file written into a clone. */
@@ -147,6 +158,8 @@ export const recoveryLimits = {
   leaseMsDefault: 10 * 86_400_000,
   /** A year: longer is a machine that should be relocated. */
   leaseMsMax: 365 * 86_400_000,
+  /** Of the pairs of proxy and host that were ranked, those kept with the recovery: 64 x 1 KiB. */
+  candidatesKeptMax: 64,
   /** Addresses of one host, both families, or of a small group of publish clients. */
   clientsMax: 64,
   /** People are warned this long before a lease ends (product.md, pain 3). */

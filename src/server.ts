@@ -13,20 +13,18 @@ import { type Database, openDatabase } from './database/database.ts';
 import { RouseError } from './errors.ts';
 import type { BackupSource } from './hypervisors/port.ts';
 import { openLibvirt } from './hypervisors/libvirt/driver.ts';
+import { KnownProxies } from './known-proxies.ts';
 import type { Clock } from './lib/clock.ts';
-import { httpClient } from './lib/http-client.ts';
 import type { Random } from './lib/random.ts';
 import { pick } from './lib/text.ts';
 import { renderMetrics } from './metrics.ts';
-import { proxyClient } from './proxy/client.ts';
-import type { Proxy } from './proxy/port.ts';
 import { fileLevelRecovery } from './recovery/flr.ts';
 import { instantAccess } from './recovery/instant-access.ts';
 import { listenToLeases } from './recovery/lease.ts';
 import { Reconciler } from './recovery/reconcile/reconcile.ts';
-import type { ReachableProxy } from './recovery/plan.ts';
 import { inputOf, Recoveries, type RecoveryDesk } from './recovery/service.ts';
 import { ScratchFiles } from './scratch-files.ts';
+import type { Saveset } from './vault/api.ts';
 import type { Engine } from './workflows/api.ts';
 import { createEngine } from './workflows/engine.ts';
 import { keepPruned, pruneRuns } from './workflows/pruning.ts';
@@ -64,9 +62,6 @@ export async function openServer(options: ServerOptions): Promise<Server> {
   };
 }
 
-/** The device of the embedded vault: one server, one proxy, one directory. */
-const deviceId = 'local';
-
 /** Stores and services by name; how they see each other is said here and nowhere else. */
 class Rooms {
   readonly #options: ServerOptions;
@@ -78,10 +73,8 @@ class Rooms {
   readonly #reconciler: Reconciler;
   readonly #backups: Backups;
   readonly #engine: Engine;
-  readonly #proxy: Proxy;
+  readonly #proxies: KnownProxies;
   readonly #scratch: ScratchFiles;
-  readonly #closeProxy: () => void;
-  readonly #stopping = new AbortController();
   readonly #startedMs: number;
 
   constructor(options: ServerOptions, database: Database) {
@@ -97,9 +90,7 @@ class Rooms {
       random,
       report: (error, where) => log.error({ err: error, where }, 'a workflow met an error'),
     });
-    const http = httpClient({ url: `unix:${config.proxySocket}`, peer: 'proxy', repeatable: true });
-    this.#closeProxy = () => http.close();
-    this.#proxy = proxyClient((route, body, timeoutMs) => http.post(route, body, { timeoutMs }));
+    this.#proxies = new KnownProxies({ config, clock, log, catalog: this.#catalog });
     this.#hypervisors = this.#hypervisorCatalog();
     this.#machines = new MachineCatalog({
       hypervisors: this.#hypervisors,
@@ -133,13 +124,7 @@ class Rooms {
   }
 
   #recoveryDesk(): RecoveryDesk {
-    const { config, clock, random } = this.#options;
-    const proxy: ReachableProxy = {
-      name: config.proxyName,
-      address: config.proxyAddress,
-      isAway: false,
-      calls: this.#proxy,
-    };
+    const { clock, random } = this.#options;
     return {
       clock,
       random,
@@ -147,7 +132,8 @@ class Rooms {
       engine: this.#engine,
       recoveries: this.#catalog.recoveries,
       device: (savesetId) => this.#deviceOf(savesetId),
-      proxies: async () => [proxy],
+      proxies: () => this.#proxies.registry.reachable(),
+      placement: this.#proxies.ranking,
       hypervisor: (id) => this.#hypervisors.driver(id),
       tell: async (recoveryId, level, kind, message) => {
         const row = await this.#catalog.recoveries.find(recoveryId);
@@ -162,7 +148,7 @@ class Rooms {
         this.#machines.findOnHypervisor(reference, hypervisor),
       hypervisorName: (id) => this.#hypervisorName(id),
       savesetView,
-      savesetStored: (saveset) => this.#catalog.savesets.put(saveset, deviceId),
+      savesetStored: (saveset, proxy) => this.#savesetStored(saveset, proxy),
     };
   }
 
@@ -207,13 +193,16 @@ class Rooms {
     });
   }
 
-  async #deviceOf(savesetId: string): Promise<{ name: string; address: string }> {
-    const device = await this.#catalog.devices.find(
-      (await this.#catalog.savesets.deviceOf(savesetId)) ?? deviceId,
-    );
+  async #savesetStored(saveset: Saveset, proxy: string): Promise<void> {
+    await this.#catalog.savesets.put(saveset, await this.#proxies.deviceOf(proxy));
+  }
+
+  async #deviceOf(savesetId: string): Promise<{ id: string; name: string; address: string }> {
+    const id = await this.#catalog.savesets.deviceOf(savesetId);
+    const device = id === null ? undefined : await this.#catalog.devices.find(id);
     if (device !== undefined) return device;
     throw new RouseError('not-found', `no device is known that holds saveset ${savesetId}`, {
-      advice: 'The proxy was never reached: look at rouse status.',
+      advice: 'Its proxy was never reached: look at rouse proxy list.',
     });
   }
 
@@ -258,8 +247,11 @@ class Rooms {
       findMachine: (reference, hypervisor) =>
         this.#machines.findOnHypervisor(reference, hypervisor),
       hypervisorName: (id) => this.#hypervisorName(id),
-      savesetsOf: (machineId) => this.#catalog.savesets.list({ machineId }),
-      mtree: (reference) => this.#mtree(reference),
+      proxy: async (reference) =>
+        (await this.#proxies.registry.row(reference ?? config.proxyName)).name,
+      savesetsOf: async (machineId, proxy) =>
+        this.#catalog.savesets.list({ machineId, deviceId: await this.#proxies.deviceOf(proxy) }),
+      mtree: (reference, proxy) => this.#mtree(reference, proxy),
       tell: async ({ id, name }, level, kind, message) => {
         await this.#catalog.events.append({
           level,
@@ -272,12 +264,12 @@ class Rooms {
     const backups = new Backups(desk);
     const world: BackupWorld = {
       clock,
-      proxy: () => this.#proxy,
+      proxy: (name) => this.#proxies.calls(name ?? config.proxyName),
       hypervisor: (id) => this.#hypervisors.driver(id),
       keepFiles: (id, files) => this.#scratch.keep(id, files),
       keptFiles: async (id) => (await this.#scratch.kept(id)) as BackupSource['files'],
       dropFiles: (id) => this.#scratch.drop(id),
-      savesetStored: (saveset) => this.#catalog.savesets.put(saveset, deviceId),
+      savesetStored: (saveset, proxy) => this.#savesetStored(saveset, proxy ?? config.proxyName),
       begun: (id, source) =>
         this.#catalog.backups.update(id, {
           kind: source.kind,
@@ -291,21 +283,19 @@ class Rooms {
     return backups;
   }
 
-  async #mtree(reference: string | undefined): Promise<string> {
-    const mtrees = await this.#proxy.mtrees();
+  async #mtree(reference: string | undefined, proxy: string): Promise<string> {
+    const calls = await this.#proxies.calls(proxy);
+    const mtrees = await calls.mtrees();
     if (reference === undefined) {
       const [first] = mtrees;
-      return first?.name ?? (await this.#proxy.createMtree('main', 'lz4')).name;
+      return first?.name ?? (await calls.createMtree('main', 'lz4')).name;
     }
     const named = mtrees.map(({ name }) => ({ id: name, name }));
     return pick('mtree', reference, named, 'rouse vault stats').name;
   }
 
   async start(): Promise<void> {
-    await this.#learnVault().catch((error: unknown) => {
-      this.#options.log.error({ err: error }, 'the proxy does not answer yet');
-      void this.#learnLater();
-    });
+    await this.#proxies.start();
     await keepPruned(this.#engine, this.#options.clock, () => this.#prune());
     await this.#engine.start();
     this.#reconciler.start();
@@ -319,38 +309,10 @@ class Rooms {
     });
   }
 
-  /** The vault is right: devices and savesets of the catalog are made equal to it. */
-  async #learnVault(): Promise<void> {
-    const { vault } = await this.#proxy.status();
-    await this.#catalog.devices.put({
-      id: deviceId,
-      name: deviceId,
-      kind: 'directory',
-      address: vault.path,
-      vaultId: vault.id,
-      createdMs: this.#startedMs,
-    });
-    await this.#catalog.savesets.rebuild(await this.#proxy.savesets(), deviceId);
-  }
-
-  async #learnLater(): Promise<void> {
-    const { signal } = this.#stopping;
-    while (!signal.aborted) {
-      try {
-        await this.#options.clock.sleep(1_000, signal);
-        await this.#learnVault();
-        return;
-      } catch (error) {
-        if (!signal.aborted) this.#options.log.error({ err: error }, 'the proxy is away');
-      }
-    }
-  }
-
   async stop(): Promise<void> {
-    this.#stopping.abort();
     await this.#reconciler.stop();
     await this.#engine.stop();
-    this.#closeProxy();
+    await this.#proxies.stop();
   }
 
   services(): Services {
@@ -364,7 +326,8 @@ class Rooms {
         dataDirectory: config.data,
       },
       hypervisors: this.#hypervisors,
-      proxy: () => this.#proxy,
+      proxy: () => this.#proxies.embedded(),
+      proxies: () => this.#proxies.registry.reachable(),
       machineCount: async () => (await this.#machines.machines()).length,
       savesetCount: async () => (await this.#catalog.savesets.list()).length,
       activeRecoveries: () => this.#catalog.recoveries.list({ active: true }),
@@ -377,13 +340,14 @@ class Rooms {
       catalog: this.#machines,
       hypervisors: this.#hypervisors,
       exports: board,
+      proxies: this.#proxies.registry,
       events: new EventLog(this.#catalog.events),
       vault: new VaultDoor({
         random: this.#options.random,
-        proxy: () => this.#proxy,
+        proxy: () => this.#proxies.embedded(),
         savesetId: async (reference) =>
           (await this.#machines.chooseSaveset({ saveset: reference })).id,
-        refresh: () => this.#learnVault(),
+        refresh: () => this.#proxies.refresh(config.proxyName),
       }),
       status: board,
       metrics: async () => renderMetrics(await board.status(), await board.list()),

@@ -12,7 +12,7 @@ import { startUp, type Up } from './supervisor.ts';
  */
 const childProgram = `
 import { appendFileSync, existsSync, readFileSync } from 'node:fs';
-const role = process.argv[2];
+const role = process.argv[3];
 const told = import.meta.dirname + '/' + role + '.does';
 const does = existsSync(told) ? readFileSync(told, 'utf8').trim() : 'run';
 appendFileSync(import.meta.dirname + '/starts', role + ' ' + process.pid + '\\n');

@@ -110,7 +110,7 @@ class Child {
   #spawn(): ChildProcess {
     const log = fs.openSync(this.#log, 'a', 0o600);
     const { entry, options } = this.#parts;
-    const child = spawn(process.execPath, [entry, this.#role], {
+    const child = spawn(process.execPath, [entry, 'role', this.#role], {
       stdio: ['ignore', log, log, 'ipc'],
       env: {
         ...process.env,

@@ -13,6 +13,7 @@ import { RouseError } from '../errors.ts';
 import { httpClient } from '../lib/http-client.ts';
 import { systemRandom } from '../lib/random.ts';
 import { apiLimits } from '../limits.ts';
+import { proxyView } from '../placement/schema.ts';
 import { recovery, recoveryPlan } from '../recovery/schema.ts';
 import { stubServices } from '../testing/stub-services.ts';
 import { buildApi, createApi } from './server.ts';
@@ -93,6 +94,8 @@ test('defaults are filled in before the service sees the request', async () => {
   assert.deepEqual(request, {
     machine: 'web01',
     mode: 'instant',
+    without: [],
+    prefer: {},
     powerOn: false,
     identity: 'new',
     connectNetworks: false,
@@ -153,7 +156,10 @@ test('a backup is of a machine or of files', async () => {
   const answer = await ask('POST', '/v1/backups', { files });
   assert.equal(answer.status, 202);
   backup.parse(answer.json);
-  assert.deepEqual(services.calls.at(-1), ['backup', { kind: 'files', files, mtree: undefined }]);
+  assert.deepEqual(services.calls.at(-1), [
+    'backup',
+    { kind: 'files', files, mtree: undefined, proxy: undefined },
+  ]);
 });
 
 test('a hypervisor is added, tested and forgotten', async () => {
@@ -304,4 +310,21 @@ test('TCP is for the loopback, and for no page of another site', async () => {
   assert.equal(await from({ host: 'rebound.example:8480' }), 403);
   assert.equal(await from({ host: '127.0.0.1:8480', origin: 'https://evil.example' }), 403);
   await over.close();
+});
+
+test('proxies are listed, drained, changed and removed', async () => {
+  const { json } = await ask('GET', '/v1/proxies');
+  const { proxies } = z.object({ proxies: z.array(proxyView) }).parse(json);
+  const [first] = proxies;
+  assert.ok(first);
+  const path = `/v1/proxies/${first.name}`;
+  const drained = await ask('POST', `${path}/drain`, {});
+  assert.equal(proxyView.parse(drained.json).state, 'draining');
+  const back = await ask('POST', `${path}/drain`, { undo: true });
+  assert.equal(proxyView.parse(back.json).state, 'connected');
+  const changed = await ask('POST', path, { labels: { site: 'x' }, onlyFor: ['A'] });
+  assert.deepEqual(proxyView.parse(changed.json).onlyFor, ['A']);
+  assert.match((await refused('POST', path, { labels: { '': 'x' } })).says, /labels/);
+  assert.equal((await ask('DELETE', path)).status, 204);
+  assert.equal((await ask('GET', '/v1/proxies/nobody')).status, 404);
 });

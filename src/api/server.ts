@@ -10,6 +10,7 @@ import type { Random } from '../lib/random.ts';
 import type { Call, Route } from '../lib/route.ts';
 import { nearest } from '../lib/text.ts';
 import { apiLimits } from '../limits.ts';
+import { proxyRoutes } from '../placement/routes.ts';
 import { reconcileRoutes, recoveryRoutes } from '../recovery/routes.ts';
 import { openApi } from './openapi.ts';
 import { check, problemOf } from './problems.ts';
@@ -111,6 +112,7 @@ function routesOf(services: Services, version: string): readonly Route[] {
     ...backupRoutes(services.backups),
     ...hypervisorRoutes(services.hypervisors),
     ...vaultRoutes(services.vault),
+    ...proxyRoutes(services.proxies),
     {
       method: 'GET',
       path: '/metrics',

@@ -24,6 +24,7 @@ interface BackupOptions {
   readonly hypervisor?: string;
   readonly full?: true;
   readonly mtree?: string;
+  readonly proxy?: string;
   readonly wait: boolean;
 }
 
@@ -44,6 +45,7 @@ function addBackup(program: Command, terminal: Terminal): void {
     .option('--config <file>', 'its configuration: libvirt XML or .vmx')
     .option('--nvram <file>', 'its UEFI variables')
     .option('--mtree <name>', 'the part of the vault that takes it in')
+    .option('--proxy <name>', 'the proxy that reads and stores it (default: that of the server)')
     .option('--no-wait', 'return at once instead of showing progress')
     .action((machine: string | undefined, options: BackupOptions) =>
       backup(machine, options, terminal),
@@ -81,10 +83,13 @@ async function backup(
 }
 
 function requestOf(machine: string | undefined, options: BackupOptions): BackupRequestInput {
-  const { file, name, config, nvram, format, hypervisor, full, mtree } = options;
+  const { file, name, config, nvram, format, hypervisor, full, mtree, proxy } = options;
   const wrong = (message: string, advice: string) =>
     new RouseError('bad-request', message, { advice });
-  const place = mtree === undefined ? {} : { mtree };
+  const place = {
+    ...(mtree === undefined ? {} : { mtree }),
+    ...(proxy === undefined ? {} : { proxy }),
+  };
   if (file === undefined) {
     if (machine === undefined) {
       throw wrong('backup needs a machine, or --file DISK', 'List the machines: rouse machines');

@@ -32,9 +32,10 @@ export const backupRequest = z
     full: flag.optional().describe('Read everything, although an incremental would do.'),
     files: fileSource.optional().describe('Or: disks in files.'),
     mtree: reference.optional(),
+    proxy: reference.optional().describe('That reads and stores it; the one beside the server.'),
   })
   .transform((request, context): BackupRequest => {
-    const { machine, files, hypervisor, full, mtree } = request;
+    const { machine, files, hypervisor, full, mtree, proxy } = request;
     const wrong = (path: string, message: string) => {
       context.addIssue({ code: 'custom', path: [path], message });
       return z.NEVER;
@@ -43,12 +44,12 @@ export const backupRequest = z
       return wrong('files', 'cannot be given together with machine');
     }
     if (machine !== undefined) {
-      return { kind: 'machine', machine, hypervisor, full: full ?? false, mtree };
+      return { kind: 'machine', machine, hypervisor, full: full ?? false, mtree, proxy };
     }
     if (files === undefined) return wrong('machine', 'is missing: name a machine, or give files');
     if (hypervisor !== undefined) return wrong('hypervisor', 'is for a machine, not for files');
     if (full !== undefined) return wrong('full', 'is for a machine: files are always read whole');
-    return { kind: 'files', files, mtree };
+    return { kind: 'files', files, mtree, proxy };
   });
 export type BackupRequestInput = z.input<typeof backupRequest>;
 
@@ -59,11 +60,13 @@ export type BackupRequest =
       readonly hypervisor: string | undefined;
       readonly full: boolean;
       readonly mtree: string | undefined;
+      readonly proxy: string | undefined;
     }
   | {
       readonly kind: 'files';
       readonly files: z.output<typeof fileSource>;
       readonly mtree: string | undefined;
+      readonly proxy: string | undefined;
     };
 
 export const backupState = z.enum(['running', 'done', 'failed', 'cancelled']);

@@ -25,9 +25,11 @@ export interface BackupDesk {
     hypervisor: string | undefined,
   ): Promise<{ readonly id: string; readonly name: string; readonly hypervisorId: string }>;
   hypervisorName(id: string): Promise<string>;
-  /** Savesets of a machine, newest first. */
-  savesetsOf(machineId: string): Promise<readonly Saveset[]>;
-  mtree(reference: string | undefined): Promise<string>;
+  /** The name of the proxy that is meant; undefined: the one beside this server. */
+  proxy(reference: string | undefined): Promise<string>;
+  /** Savesets of a machine in that proxy's vault, newest first. */
+  savesetsOf(machineId: string, proxy: string): Promise<readonly Saveset[]>;
+  mtree(reference: string | undefined, proxy: string): Promise<string>;
   tell(
     backup: { readonly id: string; readonly name: string },
     level: 'info' | 'warning' | 'error',
@@ -70,12 +72,14 @@ export class Backups implements BackupService {
     request: Extract<BackupRequest, { kind: 'machine' }>,
   ): Promise<BackupInput> {
     const found = await this.#desk.findMachine(request.machine, request.hypervisor);
-    const savesets = request.full ? [] : await this.#desk.savesetsOf(found.id);
+    const proxy = await this.#desk.proxy(request.proxy);
+    const savesets = request.full ? [] : await this.#desk.savesetsOf(found.id, proxy);
     const base = savesets.find(({ kind, labels }) => kind !== 'sealed' && hasLabels(labels));
     return {
       backupId,
       machine: { id: found.id, name: found.name },
-      mtree: await this.#desk.mtree(request.mtree),
+      mtree: await this.#desk.mtree(request.mtree, proxy),
+      proxy,
       from: {
         kind: 'machine',
         hypervisorId: found.hypervisorId,
@@ -90,10 +94,12 @@ export class Backups implements BackupService {
     request: Extract<BackupRequest, { kind: 'files' }>,
   ): Promise<BackupInput> {
     const { files } = request;
+    const proxy = await this.#desk.proxy(request.proxy);
     return {
       backupId,
       machine: { id: `files-${files.name}`, name: files.name },
-      mtree: await this.#desk.mtree(request.mtree),
+      mtree: await this.#desk.mtree(request.mtree, proxy),
+      proxy,
       from: {
         kind: 'files',
         disks: files.disks.map((disk, index) => ({

@@ -17,6 +17,8 @@ export type BackupInput = {
   readonly backupId: string;
   readonly machine: { readonly id: string; readonly name: string };
   readonly mtree: string;
+  /** The proxy that reads and stores it. Missing in what was begun before there were several. */
+  readonly proxy?: string;
   readonly from:
     | {
         readonly kind: 'machine';
@@ -43,13 +45,14 @@ export type BackupInput = {
 /** What the steps act on. */
 export interface BackupWorld {
   readonly clock: Clock;
-  proxy(): Proxy;
+  /** undefined: the one beside this server. */
+  proxy(name: string | undefined): Promise<Proxy>;
   hypervisor(id: string): Promise<Hypervisor>;
   /** Configuration and nvram between Begin and Read: too large for the journal. */
   keepFiles(backupId: string, files: BackupSource['files']): Promise<void>;
   keptFiles(backupId: string): Promise<BackupSource['files']>;
   dropFiles(backupId: string): Promise<void>;
-  savesetStored(saveset: Saveset): Promise<void>;
+  savesetStored(saveset: Saveset, proxy: string | undefined): Promise<void>;
   begun(backupId: string, source: BackupSource): Promise<void>;
   progress(backupId: string, view: JobView): void;
   settled(run: RunView, input: BackupInput): Promise<void>;
@@ -136,15 +139,15 @@ async function read(world: BackupWorld, context: Context): Promise<Json> {
   const { input } = context;
   const begun = context.result('Begin') as { takenAtMs: number; source?: string };
   const spec = await jobSpec(world, input, begun);
-  const view = await patiently(world, context.signal, () =>
-    runJob(world.proxy(), spec, context.signal, (job) => {
+  const view = await patiently(world, context.signal, async () =>
+    runJob(await world.proxy(input.proxy), spec, context.signal, (job) => {
       world.progress(input.backupId, job);
       context.progress({ done: job.doneBytes, total: job.totalBytes, unit: 'bytes' });
     }),
   );
   if (view.result?.kind !== 'saveset') throw new RouseError('internal', 'no saveset was made');
   const { saveset } = view.result;
-  await world.savesetStored(saveset);
+  await world.savesetStored(saveset, input.proxy);
   return {
     detail: `saveset ${saveset.id}`,
     savesetId: saveset.id,
@@ -205,7 +208,7 @@ async function jobSpec(
 
 async function stopReading(world: BackupWorld, { input }: Context): Promise<void> {
   try {
-    await world.proxy().cancelJob(input.backupId);
+    await (await world.proxy(input.proxy)).cancelJob(input.backupId);
   } catch (error) {
     // A proxy that knows no such job has nothing to stop.
     if (!isRouseError(error, 'not-found')) throw error;

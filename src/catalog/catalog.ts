@@ -5,6 +5,7 @@ import { Devices } from './devices.ts';
 import { Events } from './events.ts';
 import { Hypervisors } from './hypervisors.ts';
 import { Machines } from './machines.ts';
+import { Proxies } from './proxies.ts';
 import { Recoveries } from './recoveries.ts';
 import { Savesets } from './savesets.ts';
 
@@ -20,6 +21,7 @@ export interface Catalog {
   readonly recoveries: Recoveries;
   readonly backups: Backups;
   readonly events: Events;
+  readonly proxies: Proxies;
 }
 
 export function openCatalog(database: Database, clock: Clock): Catalog {
@@ -31,5 +33,6 @@ export function openCatalog(database: Database, clock: Clock): Catalog {
     recoveries: new Recoveries(database),
     backups: new Backups(database),
     events: new Events(database, clock),
+    proxies: new Proxies(database),
   };
 }

@@ -97,6 +97,7 @@ export class Savesets {
   async list(filter: SavesetsFilter = {}): Promise<readonly Saveset[]> {
     let query = this.#database.query.selectFrom('savesets').select('record');
     if (filter.machineId !== undefined) query = query.where('machineId', '=', filter.machineId);
+    if (filter.deviceId !== undefined) query = query.where('deviceId', '=', filter.deviceId);
     if (filter.mtree !== undefined) query = query.where('mtree', '=', filter.mtree);
     if (filter.fromMs !== undefined) query = query.where('takenAtMs', '>=', filter.fromMs);
     if (filter.untilMs !== undefined) query = query.where('takenAtMs', '<=', filter.untilMs);
@@ -165,6 +166,7 @@ export class Savesets {
 export interface SavesetsFilter {
   readonly machineId?: string;
   readonly mtree?: string;
+  readonly deviceId?: string;
   /** Taken at or after. */
   readonly fromMs?: number;
   /** Taken at or before. */

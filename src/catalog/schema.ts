@@ -103,6 +103,10 @@ export const inventory = z.object({
       clusterId: z.string().exactOptional(),
       state: z.enum(['connected', 'disconnected', 'maintenance']),
       addresses: list(z.string()),
+      nfsSlots: z
+        .object({ used: z.number(), max: z.number() })
+        .exactOptional()
+        .describe('NFS datastores that it has mounted, and how many it takes.'),
     }),
   ),
   networks: list(named),
@@ -157,6 +161,7 @@ export const exportView = z.object({
     others: z.number(),
     refused: z.number(),
   }),
+  proxy: z.string(),
   recovery: named.nullable().describe('null: nobody knows what it is for.'),
 });
 export type ExportEntry = z.infer<typeof exportView>;
@@ -283,12 +288,18 @@ export interface VaultService {
 export const proxyStatus = z.object({
   name: z.string(),
   version: z.string(),
+  wire: z.number().describe('Server and proxy must speak the same.'),
   pid: z.number(),
   startedMs: timeMs,
+  nowMs: timeMs.describe('Its clock, when it said this.'),
   vault: z.object({ id: z.string(), path: z.string(), blockBytes: z.number() }),
   nfs: z.object({ port: z.number(), mountPort: z.number(), portmapper: z.string() }),
   clones: z.number(),
   exports: z.number(),
+  jobs: z.number(),
+  load: z.number().describe('Processes that want to run for each processor.'),
+  cache: z.object({ usedBytes: bytes, boundBytes: bytes }),
+  networks: list(z.string()).describe('Addresses of its machine with their prefixes.'),
   memoryBytes: bytes,
   space: z.object({ totalBytes: bytes, freeBytes: bytes }),
 });

@@ -8,7 +8,11 @@ import type { ExportEntry, ExportService, Status, StatusService } from './schema
 export interface StatusDesk {
   readonly server: Status['server'];
   readonly hypervisors: HypervisorCatalog;
-  proxy(): Proxy;
+  /** The one beside this server. */
+  proxy(): Promise<Proxy>;
+  proxies(): Promise<
+    readonly { readonly name: string; readonly isAway: boolean; readonly calls: Proxy }[]
+  >;
   machineCount(): Promise<number>;
   savesetCount(): Promise<number>;
   /** Active recoveries with the warnings they carry. */
@@ -41,8 +45,12 @@ export class StatusBoard implements StatusService, ExportService {
         return null;
       }
     };
-    const proxy = await answer('The proxy does not answer', () => this.#desk.proxy().status());
-    const vault = await answer('The vault does not answer', () => this.#desk.proxy().vaultStats());
+    const proxy = await answer('The proxy does not answer', async () =>
+      (await this.#desk.proxy()).status(),
+    );
+    const vault = await answer('The vault does not answer', async () =>
+      (await this.#desk.proxy()).vaultStats(),
+    );
     const recoveries = await this.#desk.activeRecoveries();
     warnings.push(...recoveries.flatMap((recovery) => recovery.warnings), ...lowSpace(proxy));
     return {
@@ -62,7 +70,13 @@ export class StatusBoard implements StatusService, ExportService {
   }
 
   async list(): Promise<readonly ExportEntry[]> {
-    const exports = await this.#desk.proxy().exports();
+    const proxies = await this.#desk.proxies();
+    const each = proxies.map(async ({ name, isAway, calls }) => {
+      // One that is away answers nothing, and its exports with it; one proxy alone must say so.
+      const exports = isAway && proxies.length > 1 ? [] : await calls.exports();
+      return exports.map((entry) => ({ ...entry, proxy: name }));
+    });
+    const exports = (await Promise.all(each)).flat();
     const recoveries = await this.#desk.activeRecoveries();
     return exports.map((entry) => {
       const owner = recoveries.find(({ cloneId }) => cloneId === entry.cloneId);

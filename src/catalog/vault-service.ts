@@ -7,7 +7,7 @@ import type { MtreeRequest, VaultJob, VaultService, VerifyRequest } from './sche
 
 export interface VaultDesk {
   readonly random: Random;
-  proxy(): Proxy;
+  proxy(): Promise<Proxy>;
   /** The id of the saveset that is meant. */
   savesetId(reference: string): Promise<string>;
   /** The vault's list of savesets may have changed: read it again. */
@@ -22,16 +22,16 @@ export class VaultDoor implements VaultService {
     this.#desk = desk;
   }
 
-  stats(): Promise<VaultStats> {
-    return this.#desk.proxy().vaultStats();
+  async stats(): Promise<VaultStats> {
+    return (await this.#desk.proxy()).vaultStats();
   }
 
-  mtrees(): Promise<readonly Mtree[]> {
-    return this.#desk.proxy().mtrees();
+  async mtrees(): Promise<readonly Mtree[]> {
+    return (await this.#desk.proxy()).mtrees();
   }
 
-  createMtree(request: MtreeRequest): Promise<Mtree> {
-    return this.#desk.proxy().createMtree(request.name, request.codec);
+  async createMtree(request: MtreeRequest): Promise<Mtree> {
+    return (await this.#desk.proxy()).createMtree(request.name, request.codec);
   }
 
   async verify(request: VerifyRequest): Promise<VaultJob> {
@@ -41,27 +41,27 @@ export class VaultDoor implements VaultService {
       saveset === undefined
         ? { kind: 'verify', id }
         : { kind: 'verify', id, savesetId: await this.#desk.savesetId(saveset) };
-    return jobView(await this.#desk.proxy().startJob(spec));
+    return jobView(await (await this.#desk.proxy()).startJob(spec));
   }
 
   async rescan(): Promise<VaultJob> {
     const id = `rescan.${this.#desk.random.id()}`;
-    return jobView(await this.#desk.proxy().startJob({ kind: 'rescan', id }));
+    return jobView(await (await this.#desk.proxy()).startJob({ kind: 'rescan', id }));
   }
 
   async job(id: string): Promise<VaultJob> {
-    return jobView(await this.#desk.proxy().job(id));
+    return jobView(await (await this.#desk.proxy()).job(id));
   }
 
   async cancelJob(id: string): Promise<VaultJob> {
-    await this.#desk.proxy().cancelJob(id);
+    await (await this.#desk.proxy()).cancelJob(id);
     return this.job(id);
   }
 
   async *watchJob(id: string, signal: AbortSignal): AsyncIterable<VaultJob> {
     let version = 0;
     while (!signal.aborted) {
-      const view = await this.#desk.proxy().job(id, proxyLimits.jobPollMs, version);
+      const view = await (await this.#desk.proxy()).job(id, proxyLimits.jobPollMs, version);
       if (view.version !== version) yield jobView(view);
       version = view.version;
       if (view.state !== 'running') {

@@ -123,6 +123,7 @@ test('every table fits 80 columns, without colours, when piped', async () => {
     ['vault', 'verify'],
     ['vault', 'mtrees'],
     ['hypervisor', 'list'],
+    ['proxy', 'list'],
     ['recover', 'web01', '--dry-run'],
     ['--help'],
     ['recover', '--help'],
@@ -254,6 +255,7 @@ test('a backup of files sends absolute paths', async () => {
         configuration: resolve('web.xml'),
       },
       mtree: undefined,
+      proxy: undefined,
     },
   ]);
   const failed = await rouse(['backup', '--file', 'x.raw', '--name', 'broken01']);
@@ -452,6 +454,9 @@ test('help of every command has an example', async () => {
     assert.match(text, /\nExamples?:\n {2}\S+.*rouse|\nExamples?:\n {2}rouse /, command);
     assert.match(text, /--json/, command);
   }
+  for (const command of ['list', 'show', 'drain', 'set', 'remove']) {
+    assert.match(await good('proxy', command, '--help'), /\nExamples?:\n {2}rouse proxy /);
+  }
   for (const command of ['create', 'stats', 'verify', 'rescan', 'mtrees', 'add-mtree']) {
     assert.match(await good('vault', command, '--help'), /\nExamples?:\n {2}rouse vault /);
   }
@@ -471,6 +476,23 @@ test('the guide tells of every command', async () => {
     if (command === 'help' || command === 'vault' || command?.endsWith(' help')) continue;
     assert.ok(several.includes(`rouse ${command}`), command);
   }
+});
+
+test('proxies: listed with what is wrong, shown, drained, changed, removed', async () => {
+  const list = await good('proxy', 'list');
+  assert.match(list, /^NAME +STATE +ADDRESS/);
+  assert.match(list, /refused/);
+  assert.match(list, /! a-proxy-with-a-long-name-in-paris: it speaks version 2,/);
+  const name = 'a-proxy-with-a-long-name-in-paris';
+  assert.match(await good('proxy', 'show', name), /Its clock is 1 min 30 s ahead of the server's/);
+  assert.match(await good('proxy', 'drain', 'local'), /local is draining; 0 recoveries/);
+  assert.match(await good('proxy', 'drain', 'local', '--undo'), /local takes work again/);
+  const changed = await good('proxy', 'set', 'local', '--label', 'site=x', '--only', 'A');
+  assert.match(changed, /Labels +site=x\nOnly for +A/);
+  assert.match(await bad(2, 'proxy', 'set', 'local'), /needs something to change/);
+  assert.match(await bad(2, 'proxy', 'set', 'local', '--label', 'x'), /"x" is not a label/);
+  assert.match(await bad(3, 'proxy', 'show', 'locl'), /Did you mean local/);
+  assert.match(await good('proxy', 'remove', name), /is removed/);
 });
 
 test('completion scripts name the commands, and bash accepts its own', async () => {

@@ -6,6 +6,7 @@ import { vaultCommands } from '../catalog/vault-commands.ts';
 import { RouseError } from '../errors.ts';
 import { nearest } from '../lib/text.ts';
 import { reconcileCommands } from '../recovery/reconcile-commands.ts';
+import { proxyCommands } from '../placement/commands.ts';
 import { recoveryCommands } from '../recovery/commands.ts';
 import { completionCommand } from './completion.ts';
 import { byOption, tellError } from './errors.ts';
@@ -46,6 +47,7 @@ export function createProgram(
   recoveryCommands(program, terminal);
   reconcileCommands(program, terminal);
   vaultCommands(program, terminal);
+  proxyCommands(program, terminal);
   completionCommand(program, terminal);
   return program;
 }

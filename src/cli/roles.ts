@@ -11,7 +11,7 @@ interface UpFlags {
   readonly portmap?: 'auto' | 'bind' | 'register' | 'off';
   readonly portmapPort?: string;
   readonly listen?: readonly string[];
-  readonly address?: string;
+  readonly address?: readonly string[];
   readonly cache?: string;
   readonly vault?: string;
 }
@@ -28,7 +28,11 @@ export function roleCommands(program: Command, terminal: Terminal): void {
     .addOption(portmap)
     .option('--portmap-port <port>', 'another port for the portmapper (default: 111)')
     .option('--listen <address>', 'where NFS listens (repeatable; default: everywhere)', repeated)
-    .option('--address <address>', 'the address at which hypervisor hosts reach this machine')
+    .option(
+      '--address <address>',
+      'where hypervisor hosts reach this machine (repeatable)',
+      repeated,
+    )
     .option('--cache <size>', 'bound of the block cache, such as 2G')
     .option('--vault <dir>', 'directory of the vault (default: DIR/vault)')
     .action(async (flags: UpFlags) => {
@@ -41,14 +45,13 @@ export function roleCommands(program: Command, terminal: Terminal): void {
     'rouse up --data /srv/rouse --cache 4G',
     'rouse up --data ./try --nfs-port 0 --portmap off',
   ]);
-  program.command('server', { hidden: true }).action(async () => {
-    const { runServer } = await import('../main.ts');
-    await runServer(inheritedOptions(terminal));
-  });
-  program.command('proxy', { hidden: true }).action(async () => {
-    const { runProxy } = await import('../main.ts');
-    await runProxy(inheritedOptions(terminal));
-  });
+  program
+    .command('role', { hidden: true })
+    .argument('<role>')
+    .action(async (role: string) => {
+      const { runProxy, runServer } = await import('../main.ts');
+      await (role === 'proxy' ? runProxy : runServer)(inheritedOptions(terminal));
+    });
 }
 
 function upOptions(flags: UpFlags, terminal: Terminal): UpOptions {

@@ -89,6 +89,8 @@ export interface Host {
   readonly state: 'connected' | 'disconnected' | 'maintenance';
   /** Every address from which it may speak NFS, both families, textual. */
   readonly addresses: readonly string[];
+  /** NFS datastores that it has mounted, and how many it takes (NFS.MaxVolumes); where bounded. */
+  readonly nfsSlots?: { readonly used: number; readonly max: number };
 }
 
 export interface Datastore {

@@ -296,3 +296,17 @@ function shrinkColumns(columns: readonly Column[], wanted: number[], space: numb
   }
   return widths;
 }
+
+/** Lines of at most `width` cells, broken at spaces; what goes on is indented by two. */
+export function wrapText(text: string, width: number): readonly string[] {
+  const lines: string[] = [];
+  for (const word of printable(text).split(' ')) {
+    const last = lines.at(-1);
+    if (last !== undefined && textWidth(`${last} ${word}`) <= width) {
+      lines[lines.length - 1] = `${last} ${word}`;
+    } else {
+      lines.push(last === undefined ? word : `  ${word}`);
+    }
+  }
+  return lines;
+}

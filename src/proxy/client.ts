@@ -1,5 +1,5 @@
 import type { VaultStats } from '../vault/api.ts';
-import type { CloneView, ExportView, JobView, Proxy, ProxyStatus } from './port.ts';
+import type { CloneView, ExportView, JobView, Proxy, ProxyStatus, ReachView } from './port.ts';
 import type { Mtree, Saveset } from '../vault/api.ts';
 import type { CallArguments, CallName } from './wire.ts';
 
@@ -47,5 +47,6 @@ export function proxyClient(post: Post): Proxy {
     vaultStats: () => call<VaultStats>('vaultStats', {}),
     mtrees: () => call<Mtree[]>('mtrees', {}),
     createMtree: (name, codec) => call<Mtree>('createMtree', { name, codec }),
+    reach: (addresses) => call<ReachView[]>('reach', { addresses }),
   };
 }

@@ -35,6 +35,10 @@ export class Jobs {
     this.#clock = clock;
   }
 
+  get running(): number {
+    return [...this.#jobs.values()].filter(({ view }) => view.state === 'running').length;
+  }
+
   /** The same id answers the job that is there, unless it failed: then it starts anew. */
   start(spec: JobSpec): JobView {
     this.#refuseWhenClosing();
@@ -42,7 +46,7 @@ export class Jobs {
     if (known !== undefined && (known.view.state === 'running' || known.view.state === 'done')) {
       return known.view;
     }
-    const running = [...this.#jobs.values()].filter((job) => job.view.state === 'running').length;
+    const { running } = this;
     if (running >= proxyLimits.jobsMax) {
       throw new RouseError('busy', `this proxy runs ${running} jobs already`);
     }

@@ -1,3 +1,4 @@
+import * as os from 'node:os';
 import { RouseError } from '../errors.ts';
 import type { Clock } from '../lib/clock.ts';
 import type { Files } from '../lib/files.ts';
@@ -15,8 +16,11 @@ import type {
   JobView,
   Proxy,
   ProxyStatus,
+  ReachView,
 } from './port.ts';
+import { ownNetworks, tryToReach } from './reach.ts';
 import { createRunner, type RunnerParts } from './runner.ts';
+import { wireVersion } from './wire.ts';
 
 /**
  * The worker in its own process. It owns the vault, the clones and their exports; all of them are
@@ -79,16 +83,23 @@ export class LocalProxy implements Proxy {
   }
 
   async status(): Promise<ProxyStatus> {
-    const { name, version, vault, vaultPath, nfs, files } = this.#parts;
+    const { name, version, vault, vaultPath, nfs, files, clock } = this.#parts;
+    const cache = vault.cacheStats();
     return {
       name,
       version,
+      wire: wireVersion,
+      nowMs: clock.now(),
       pid: process.pid,
       startedMs: this.#startedMs,
       vault: { id: vault.id, path: vaultPath, blockBytes: vault.blockBytes },
       nfs: { port: nfs.nfsPort, mountPort: nfs.mountPort, portmapper: nfs.portmapper },
       clones: this.#parts.clones.count,
       exports: this.#exports.all().length,
+      jobs: this.#jobs.running,
+      load: os.loadavg()[0]! / os.availableParallelism(),
+      cache: { usedBytes: cache.usedBytes, boundBytes: cache.boundBytes },
+      networks: ownNetworks(),
       memoryBytes: process.memoryUsage.rss(),
       space: await files.space(vaultPath),
     };
@@ -219,5 +230,11 @@ export class LocalProxy implements Proxy {
 
   async createMtree(name: string, codec: Mtree['codec']): Promise<Mtree> {
     return this.#parts.vault.createMtree(name, codec);
+  }
+
+  async reach(addresses: readonly string[]): Promise<readonly ReachView[]> {
+    return Promise.all(
+      addresses.map(async (address) => ({ address, answer: await tryToReach(address) })),
+    );
   }
 }

@@ -34,17 +34,38 @@ export interface Proxy {
   vaultStats(): Promise<VaultStats>;
   mtrees(): Promise<readonly Mtree[]>;
   createMtree(name: string, codec: Mtree['codec']): Promise<Mtree>;
+
+  /** Tries to reach these addresses of hosts; asks nothing of whoever answers there. */
+  reach(addresses: readonly string[]): Promise<readonly ReachView[]>;
+}
+
+export interface ReachView {
+  readonly address: string;
+  /** `silent`: nothing came back in time, which a firewall explains as well. */
+  readonly answer: 'answers' | 'silent' | 'no route';
 }
 
 export interface ProxyStatus {
   readonly name: string;
   readonly version: string;
+  /** The number of wire.ts: server and proxy must speak the same. */
+  readonly wire: number;
   readonly pid: number;
   readonly startedMs: number;
+  /** Its clock, when it said this. */
+  readonly nowMs: number;
   readonly vault: { readonly id: string; readonly path: string; readonly blockBytes: number };
   readonly nfs: { readonly port: number; readonly mountPort: number; readonly portmapper: string };
   readonly clones: number;
   readonly exports: number;
+  /** Backups, seals, restores and the like that run. */
+  readonly jobs: number;
+  /** Processes that want to run for each processor, over the last minute. */
+  readonly load: number;
+  /** Of the block cache. */
+  readonly cache: { readonly usedBytes: number; readonly boundBytes: number };
+  /** Addresses of its machine with their prefixes, such as `10.77.0.1/24`. */
+  readonly networks: readonly string[];
   readonly memoryBytes: number;
   readonly space: { readonly totalBytes: number; readonly freeBytes: number };
 }

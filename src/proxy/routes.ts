@@ -32,6 +32,7 @@ function handlersOf(proxy: Proxy): Handlers {
     vaultStats: () => proxy.vaultStats(),
     mtrees: () => proxy.mtrees(),
     createMtree: ({ name, codec }) => proxy.createMtree(name, codec),
+    reach: ({ addresses }) => proxy.reach(addresses),
   };
 }
 

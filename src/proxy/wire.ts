@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { proxyLimits } from '../limits.ts';
 import type { BackupSource } from '../hypervisors/port.ts';
 import type { JobSpec } from './port.ts';
 
@@ -6,6 +7,9 @@ import type { JobSpec } from './port.ts';
  * How server and proxy speak: `POST /v1/proxy/<call>` with a JSON object, answered by JSON or by a
  * problem (RFC 9457). Bytes travel as base64. One schema per call; both ends use this table.
  */
+/** Grows when an older release would misread what a newer one says. */
+export const wireVersion = 1;
+
 const name = z.string().min(1).max(255);
 const path = z.string().min(1).max(4096);
 const time = z.number().int();
@@ -74,6 +78,7 @@ export const calls = {
   vaultStats: nothing,
   mtrees: nothing,
   createMtree: z.object({ name, codec: z.enum(['lz4', 'zstd']) }),
+  reach: z.object({ addresses: z.array(z.union([z.ipv4(), z.ipv6()])).max(proxyLimits.reachMax) }),
 } as const;
 
 export type CallName = keyof typeof calls;

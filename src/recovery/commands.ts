@@ -1,4 +1,5 @@
 import type { Command } from 'commander';
+import { labelsOf } from '../placement/commands.ts';
 import { RouseError } from '../errors.ts';
 import { type Commands, examples, follow, leaseOf, repeated } from '../lib/terminal.ts';
 import type { Terminal } from '../lib/terminal.ts';
@@ -30,6 +31,8 @@ interface RecoverOptions {
   readonly hypervisor?: string;
   readonly host?: string;
   readonly proxy?: string;
+  readonly without?: readonly string[];
+  readonly prefer?: readonly string[];
   readonly name?: string;
   readonly powerOn?: true;
   readonly identity: 'new' | 'keep';
@@ -75,6 +78,8 @@ function addRecover(program: Command, terminal: Terminal): void {
     .option('--host <host>', 'the hypervisor host to run it on')
     .option('--hypervisor <name>', 'the hypervisor manager, when there are several')
     .option('--proxy <name>', 'the proxy that serves it')
+    .option('--without <name>', 'not this proxy or host (repeatable)', repeated)
+    .option('--prefer <key=value>', 'rather a proxy with this label (repeatable)', repeated)
     .option('--name <name>', 'name of the recovered machine')
     .option('--power-on', 'power it on')
     .addOption(identity)
@@ -164,6 +169,8 @@ async function requestOf(
     ...(hypervisor === undefined ? {} : { hypervisor }),
     ...(host === undefined ? {} : { host }),
     ...(proxy === undefined ? {} : { proxy }),
+    ...(options.without === undefined ? {} : { without: [...options.without] }),
+    ...(options.prefer === undefined ? {} : { prefer: labelsOf(options.prefer) }),
     ...(name === undefined ? {} : { name }),
     ...(options.powerOn === undefined ? {} : { powerOn: true }),
     ...(options.connectNetworks === undefined ? {} : { connectNetworks: true }),

@@ -11,6 +11,7 @@ import { MemoryHypervisor } from '../hypervisors/memory.ts';
 import { systemRandom } from '../lib/random.ts';
 import { recoveryLimits } from '../limits.ts';
 import { FakeClock, settle } from '../testing/fake-clock.ts';
+import { memoryPlacement } from '../testing/memory-placement.ts';
 import { MemoryProxy } from '../testing/memory-proxy.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Engine } from '../workflows/api.ts';
@@ -71,7 +72,8 @@ class World {
       transaction: (work) => database.transaction(work),
       engine,
       recoveries: catalog.recoveries,
-      device: async () => ({ name: 'local', address: '/memory' }),
+      device: async () => ({ id: 'local', name: 'local', address: '/memory' }),
+      placement: memoryPlacement(() => [{ name: 'local' }]),
       proxies: async () => [
         { name: 'local', address: '127.0.0.1', isAway: false, calls: this.proxy },
       ],

@@ -1,7 +1,14 @@
 import { posix } from 'node:path';
-import { RouseError } from '../errors.ts';
-import type { ConfigureSpec, Host, Hypervisor, Inventory } from '../hypervisors/port.ts';
+import { isRouseError, RouseError } from '../errors.ts';
+import type {
+  ConfigureSpec,
+  DatastoreSpec,
+  Host,
+  Hypervisor,
+  Inventory,
+} from '../hypervisors/port.ts';
 import { formatBytes, plural } from '../lib/text.ts';
+import { recoveryLimits } from '../limits.ts';
 import type { CloneView, ExportView } from '../proxy/port.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, StepContext } from '../workflows/api.ts';
@@ -16,6 +23,7 @@ import {
   type ReachableProxy,
   type RecoveryInput,
 } from './plan.ts';
+import { candidateView, chosenOf, hostNow, placeRecovery, wantedHostId } from './placing.ts';
 import { restoreDisks, type RestoredDisk, undoRestore } from './restoring.ts';
 import { proxyOf, type RecoveryWorld } from './world.ts';
 
@@ -42,19 +50,32 @@ export class OpeningSteps {
     return { detail: `${device.name} at ${device.address}`, device: device.name };
   }
 
-  /** 2. The proxy that serves; with several, placement scores them. */
+  /** 2. The proxy that serves, and with it the host: placement ranks the pairs. */
   async chooseProxy({ input }: Context): Promise<Outcome> {
     const row = await this.#world.recoveries.get(input.recoveryId);
-    const wanted = row.proxy ?? input.proxy ?? null;
-    const proxies = await this.#world.proxies();
-    const proxy = wanted === null ? proxies[0] : proxies.find(({ name }) => name === wanted);
-    if (proxy === undefined) throw new RouseError('proxy-unreachable', 'no proxy is known');
+    if (input.resumed && row.proxy !== null) {
+      return { detail: `${row.proxy}: it holds what was written`, proxy: row.proxy };
+    }
+    const isPublished = input.mode === 'publish';
+    const inventory = isPublished ? undefined : await (await this.#hypervisor(input)).inventory();
+    const placed = await placeRecovery(this.#world, input, inventory);
+    const { proxy, address, hostId, host, score, reasons } = chosenOf(placed);
     await this.#world.recoveries.update(input.recoveryId, {
-      cloneId: cloneIdOf(input, proxy.name),
-      proxy: proxy.name,
-      proxyAddress: proxy.address,
+      cloneId: cloneIdOf(input, proxy),
+      proxy,
+      proxyAddress: address,
     });
-    return { detail: `${proxy.name}: it reaches the vault and every host`, proxy: proxy.name };
+    const why = input.proxy ? 'asked for' : (reasons[0]?.text ?? 'nothing speaks against it');
+    const candidates = placed.candidates.slice(0, recoveryLimits.candidatesKeptMax);
+    return {
+      detail: `${proxy} at ${address}: ${why}`,
+      proxy,
+      address,
+      hostId: isPublished ? null : hostId,
+      host,
+      score,
+      candidates: candidates.map(candidateView),
+    };
   }
 
   /** The one of step 2. */
@@ -63,13 +84,14 @@ export class OpeningSteps {
   }
 
   /** 3. The host and every address of it, both families. */
-  async chooseHost({ input }: Context): Promise<Outcome> {
+  async chooseHost(context: Context): Promise<Outcome> {
+    const { input } = context;
     if (input.mode === 'publish') {
       return { detail: `for ${input.clients.join(', ')}`, addresses: [...input.clients] };
     }
     const hypervisor = await this.#hypervisor(input);
     const inventory = await hypervisor.inventory();
-    const { host, why } = hostFor(inventory, input);
+    const { host, why } = hostOf(context, inventory);
     refuseTakenName(inventory, input, await hypervisor.findMarked(input.recoveryId));
     await this.#world.recoveries.update(input.recoveryId, {
       host: host.name,
@@ -79,6 +101,7 @@ export class OpeningSteps {
       detail: `${host.name} (${why}), serving ${host.addresses.length} of its addresses`,
       id: host.id,
       name: host.name,
+      clusterId: host.clusterId ?? null,
       addresses: [...host.addresses],
     };
   }
@@ -176,9 +199,36 @@ export class OpeningSteps {
     const { address } = await this.#proxy(input);
     const spec = datastoreSpec(input, sharedExport(context), address);
     const host = chosenHost(context);
-    await hypervisor.mountDatastore(host.id, spec);
+    await this.#mountOn(hypervisor, host, spec, input);
     await this.#world.recoveries.update(input.recoveryId, { datastoreName: spec.name });
     return { detail: `${spec.name} on ${host.name}`, name: spec.name };
+  }
+
+  /** How it went is remembered: the next recovery is placed by it. */
+  async #mountOn(
+    hypervisor: Hypervisor,
+    host: ChosenHost,
+    spec: DatastoreSpec,
+    input: RecoveryInput,
+  ): Promise<void> {
+    const { placement } = this.#world;
+    const { proxy } = await this.#world.recoveries.get(input.recoveryId);
+    const past = {
+      proxy: proxy ?? '',
+      address: spec.server,
+      hypervisorId: input.hypervisorId ?? '',
+      hostId: host.id,
+      clusterId: host.clusterId ?? null,
+    };
+    try {
+      await hypervisor.mountDatastore(host.id, spec);
+    } catch (error) {
+      if (isRouseError(error) && error.code !== 'cancelled') {
+        await placement.mounted({ ...past, error: error.message });
+      }
+      throw error;
+    }
+    await placement.mounted({ ...past, error: null });
   }
 
   async unmount(context: Context): Promise<void> {
@@ -260,38 +310,20 @@ export class OpeningSteps {
   }
 }
 
-/** For file-level recovery it is the one that the target machine runs on. */
-export function hostFor(
-  inventory: Inventory,
-  input: Pick<RecoveryInput, 'host' | 'target'>,
-): { host: Host; why: string } {
-  return input.target ? hostOfTarget(inventory, input.target) : chooseHost(inventory, input.host);
+/** The host of step 2; or that of the target machine, which may have moved since; as it is now. */
+function hostOf(context: Context, inventory: Inventory): { host: Host; why: string } {
+  const { input } = context;
+  if (input.target) return hostOfTarget(inventory, input.target);
+  const placed = context.result('Proxy') as { hostId?: string; host?: string } | undefined;
+  const hostId = placed?.hostId ?? wantedHostId(input, inventory);
+  const name = placed?.host ?? input.host ?? 'the host';
+  const host = hostNow(inventory, hostId ?? firstConnected(inventory), name);
+  return { host, why: input.host === null ? 'chosen with the proxy' : 'asked for' };
 }
 
-/** The host asked for, or the first that is connected. Throws with every candidate's reason. */
-function chooseHost(inventory: Inventory, wanted: string | null): { host: Host; why: string } {
-  if (wanted !== null) {
-    const host = inventory.hosts.find(({ id, name }) => id === wanted || name === wanted);
-    const known = inventory.hosts.map(({ name }) => name).join(', ');
-    if (host === undefined) {
-      throw new RouseError('not-found', `there is no host ${wanted}`, {
-        advice: `Hosts are: ${known}.`,
-      });
-    }
-    if (host.state !== 'connected') {
-      throw new RouseError('host-unreachable', `host ${host.name} is ${host.state}`, {
-        advice: `Bring it back, or choose another one of: ${known}.`,
-      });
-    }
-    return { host, why: 'asked for' };
-  }
-  const host = inventory.hosts.find(({ state }) => state === 'connected');
-  if (host !== undefined) return { host, why: 'connected' };
-  const states = inventory.hosts.map(({ name, state }) => `${name} is ${state}`).join(', ');
-  throw new RouseError(
-    'host-unreachable',
-    `no host can take the machine: ${states || 'none known'}`,
-  );
+/** Of a recovery that was begun before hosts were ranked. */
+function firstConnected(inventory: Inventory): string {
+  return inventory.hosts.find(({ state }) => state === 'connected')?.id ?? '';
 }
 
 /** A name or a kept identity that somebody else has is refused before anything is made. */

@@ -1,9 +1,13 @@
+import { type ErrorCode, RouseError } from '../errors.ts';
 import type { Terminal } from '../lib/terminal.ts';
-import { printable } from '../lib/text.ts';
+import { printable, wrapText } from '../lib/text.ts';
 import { formatTime } from '../lib/times.ts';
 import type { RecoveryPlan } from './schema.ts';
 
-/** The answer to a dry run: choices with their reasons, steps, and every change. */
+/**
+ * The answer to a dry run: choices with their reasons, steps, and every change. Throws the refusal
+ * when no candidate will do, so that a script sees it by the exit code.
+ */
 export function showPlan(answer: unknown, terminal: Terminal): void {
   // The server answered a request with dryRun: this is its plan.
   const plan = answer as RecoveryPlan;
@@ -18,33 +22,15 @@ export function showPlan(answer: unknown, terminal: Terminal): void {
     fact('Name', plan.name);
     fact('Hypervisor', plan.hypervisor);
     fact('Host', plan.host);
-    fact('Proxy', plan.proxy);
+    const at = plan.proxyAddress === null ? '' : ` at ${plan.proxyAddress}`;
+    fact('Proxy', plan.proxy === null ? null : `${plan.proxy}${at}`);
     fact('Datastore', plan.datastore);
     if (plan.clients.length > 0) fact('Clients', plan.clients.join(', '));
     fact('Lease ends', formatTime(plan.leaseEndsMs));
     for (const warning of plan.warnings) {
       terminal.print(terminal.paint('yellow', `! ${printable(warning)}`));
     }
-    if (plan.candidates.length > 0) {
-      terminal.print('');
-      terminal.table(
-        [
-          { title: 'host' },
-          { title: 'proxy' },
-          { title: 'score', align: 'right' },
-          { title: '', minWidth: 6 },
-          { title: 'reasons', flexible: true },
-        ],
-        plan.candidates.map((candidate) => [
-          candidate.host,
-          candidate.proxy,
-          String(candidate.score),
-          candidate.chosen ? 'chosen' : '',
-          candidate.reasons.join('; '),
-        ]),
-        '',
-      );
-    }
+    if (plan.candidates.length > 0) showCandidates(plan.candidates, terminal);
     terminal.print('');
     terminal.table(
       [{ title: 'step', align: 'right' }, { title: 'name' }, { title: 'what', flexible: true }],
@@ -54,4 +40,47 @@ export function showPlan(answer: unknown, terminal: Terminal): void {
     if (plan.changes.length > 0) terminal.print('');
     for (const change of plan.changes) terminal.print(`* ${printable(change)}`);
   });
+  const { refusal } = plan;
+  if (refusal === null) return;
+  // The code is one of the table's: the server wrote it.
+  const code = refusal.code as ErrorCode;
+  throw new RouseError(code, refusal.message, { advice: refusal.advice });
+}
+
+/** The ranking, and below it why: a table of 80 columns has no room for reasons. */
+function showCandidates(candidates: RecoveryPlan['candidates'], terminal: Terminal): void {
+  terminal.print('');
+  terminal.table(
+    [
+      { title: '#', align: 'right' },
+      { title: 'proxy', flexible: true, minWidth: 6 },
+      { title: 'address', flexible: true, minWidth: 8 },
+      { title: 'host', flexible: true, minWidth: 6 },
+      { title: 'cluster', flexible: true, minWidth: 6 },
+      { title: 'score', align: 'right' },
+      { title: '', minWidth: 7 },
+    ],
+    candidates.map((candidate, index) => [
+      String(index + 1),
+      candidate.proxy,
+      candidate.address,
+      candidate.host,
+      candidate.cluster ?? '',
+      String(candidate.score),
+      candidate.chosen ? 'chosen' : candidate.refusals.length > 0 ? 'refused' : '',
+    ]),
+    '',
+  );
+  terminal.print('');
+  for (const [index, { refusals, reasons }] of candidates.entries()) {
+    const refused = refusals.flatMap((text) => wrapText(`refused: ${text}`, terminal.width - 5));
+    const lines = [
+      ...refused.map((line) => terminal.paint('yellow', line)),
+      ...reasons.flatMap((text) => wrapText(text, terminal.width - 5)),
+    ];
+    for (const [at, line] of lines.entries()) {
+      const number = at === 0 ? String(index + 1) : '';
+      terminal.print(`${number.padStart(3)}  ${line}`);
+    }
+  }
 }

@@ -1,5 +1,7 @@
 import type { DatastoreSpec } from '../hypervisors/port.ts';
-import type { Proxy } from '../proxy/port.ts';
+import type { ReachableProxy } from '../placement/port.ts';
+
+export type { ReachableProxy };
 import type { RecoveryMode } from './schema.ts';
 
 /**
@@ -19,6 +21,10 @@ export type RecoveryInput = {
   readonly host: string | null;
   /** The proxy asked for; null: chosen in step 2. Missing in what was asked before there were several. */
   readonly proxy?: string | null;
+  /** Names of proxies and hosts that will not do. */
+  readonly without?: readonly string[];
+  /** Labels that the proxy should carry. */
+  readonly prefer?: { readonly [label: string]: string };
   readonly clients: readonly string[];
   readonly powerOn: boolean;
   readonly identity: {
@@ -67,6 +73,7 @@ export function folderOf(name: string): string {
 export type ChosenHost = {
   readonly id: string;
   readonly name: string;
+  readonly clusterId?: string | null;
   readonly addresses: readonly string[];
 };
 
@@ -82,16 +89,6 @@ export function datastoreSpec(
     nfsPort: exported.nfsPort,
     mountPort: exported.mountPort,
   };
-}
-
-/** A proxy as a recovery sees it. */
-export interface ReachableProxy {
-  readonly name: string;
-  /** As hypervisor hosts reach it. */
-  readonly address: string;
-  /** It has not been heard of for a while: what can do without it, does not ask it. */
-  readonly isAway: boolean;
-  readonly calls: Proxy;
 }
 
 /** 52:54:00 is QEMU's range; the rest is random. */

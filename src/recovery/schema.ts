@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { bytes, clientAddress, failure, flag, instant, list } from '../lib/fields.ts';
 import { named, newName, reference, timeMs } from '../lib/fields.ts';
 import { backupLimits, recoveryLimits } from '../limits.ts';
+import { proxyLabels } from '../placement/schema.ts';
 import type { SavesetView } from '../catalog/schema.ts';
 
 /**
@@ -35,6 +36,12 @@ export const recoveryRequest = z
     hypervisor: reference.optional(),
     host: reference.optional(),
     proxy: reference.optional(),
+    without: z
+      .array(reference, 'must be a list of names')
+      .max(256, 'must be at most 256 names')
+      .default([])
+      .describe('Proxies and hosts that will not do.'),
+    prefer: proxyLabels.default({}).describe('Labels that the proxy should carry.'),
     name: newName.optional().describe('Name of the recovered machine.'),
     powerOn: flag.default(false),
     identity: z
@@ -217,6 +224,7 @@ export const recoveryPlan = z.object({
   hypervisor: z.string().nullable(),
   host: z.string().nullable(),
   proxy: z.string().nullable(),
+  proxyAddress: z.string().nullable(),
   datastore: z.string().nullable(),
   clients: list(z.string()),
   leaseEndsMs: timeMs,
@@ -225,12 +233,17 @@ export const recoveryPlan = z.object({
   candidates: list(
     z.object({
       proxy: z.string(),
+      address: z.string().describe("The proxy's address for this host."),
       host: z.string(),
+      cluster: z.string().nullable(),
+      datastore: z.string().nullable().describe('The production datastore that it must see.'),
       score: z.number(),
       chosen: z.boolean(),
-      reasons: list(z.string()),
+      refusals: list(z.string()).describe('Why it will not do; empty: it will.'),
+      reasons: list(z.string()).describe('What its score is made of.'),
     }),
   ),
+  refusal: failure.nullable().describe('Why no candidate will do; null: one will.'),
   warnings: list(z.string()),
 });
 export type RecoveryPlan = z.infer<typeof recoveryPlan>;

@@ -8,9 +8,10 @@ import { changesOf } from '../lib/changes.ts';
 import { renewLease } from './lease.ts';
 import { setLeaseTimers } from './lease-timers.ts';
 import { endRecovery } from './ending.ts';
-import { hostFor, refuseTakenName } from './opening.ts';
+import { chosenOf, placeRecovery } from './placing.ts';
+import { planOf } from './planning.ts';
 import { datastoreSpec, newMac, type RecoveryInput } from './plan.ts';
-import { attachments, chooseTarget, type FoundMachine, nameOf } from './targeting.ts';
+import { chooseTarget, type FoundMachine, nameOf } from './targeting.ts';
 import { noTarget, notNow, type RelocateInput } from './relocating.ts';
 import { sealing, Seals } from './sealing.ts';
 import type {
@@ -23,7 +24,7 @@ import type {
   RelocateRequest,
   RenewRequest,
 } from './schema.ts';
-import { recoveryView, skippedSteps, stepNamesOf } from './view.ts';
+import { recoveryView } from './view.ts';
 import { isOpening, openingOf, proxyOf, type RecoveryWorld, submitNext } from './world.ts';
 
 /** What the service needs of the rest of the server, besides the world of its steps. */
@@ -34,7 +35,6 @@ export interface RecoveryDesk extends RecoveryWorld {
   chooseHypervisor(reference: string | undefined, machineId: string): Promise<string | null>;
   /** The machine on a hypervisor that a request means, running or not. */
   findMachine(reference: string, hypervisor: string | undefined): Promise<FoundMachine>;
-  hypervisorName(id: string): Promise<string>;
   savesetView(saveset: Saveset): SavesetView;
   /** Enters a new saveset, stored by that proxy, in the catalog. */
   savesetStored(saveset: Saveset, proxy: string): Promise<void>;
@@ -76,6 +76,7 @@ export class Recoveries implements RecoveryService {
     const { random } = this.#desk;
     const saveset = await this.#desk.chooseSaveset(request);
     const input = await this.#input(request, saveset, random.id());
+    await this.#refuseUnfit(input);
     await this.#desk.transaction(async () => {
       await this.#refuseDuplicate(input);
       await this.#open(input);
@@ -129,6 +130,8 @@ export class Recoveries implements RecoveryService {
       hypervisorId,
       host: request.host ?? null,
       proxy,
+      without: request.without,
+      prefer: request.prefer,
       clients: request.clients ?? [],
       powerOn: request.powerOn,
       identity: { keep: request.identity === 'keep', uuid: random.uuid(), macs },
@@ -142,6 +145,15 @@ export class Recoveries implements RecoveryService {
       createdMs: clock.now(),
       resumed: false,
     };
+  }
+
+  /** What was asked for by name is checked beforehand: refused, nothing is begun. */
+  async #refuseUnfit(input: RecoveryInput): Promise<void> {
+    const isAsked = input.host !== null || input.proxy || (input.without ?? []).length > 0;
+    if (!isAsked) return;
+    const { hypervisorId } = input;
+    const hypervisor = hypervisorId === null ? null : await this.#desk.hypervisor(hypervisorId);
+    chosenOf(await placeRecovery(this.#desk, input, await hypervisor?.inventory()));
   }
 
   async #knownProxy(wanted: string | undefined): Promise<string | null> {
@@ -170,55 +182,7 @@ export class Recoveries implements RecoveryService {
     const saveset = await this.#desk.chooseSaveset(request);
     const input = await this.#input(request, saveset, 'dry-run');
     await this.#refuseDuplicate(input);
-    const [proxy] = await this.#desk.proxies();
-    const proxyName = input.proxy ?? proxy?.name ?? null;
-    const choice = await this.#planHost(input);
-    return {
-      machine: input.machine,
-      saveset: { id: saveset.id, takenAtMs: saveset.takenAtMs },
-      mode: input.mode,
-      name: input.name,
-      hypervisor: choice.hypervisor,
-      host: choice.host,
-      proxy: proxyName,
-      datastore: input.mode === 'new' ? input.datastore : null,
-      clients: choice.clients,
-      leaseEndsMs: this.#desk.clock.now() + input.leaseMs,
-      steps: stepNamesOf(input.mode)
-        .slice(0, 11)
-        .map((name, index) => ({
-          number: index + 1,
-          name,
-          detail: skippedSteps[input.mode].includes(index + 1) ? 'skipped in this mode' : '',
-        })),
-      changes: attachments(input, saveset),
-      candidates: choice.candidates.map((candidate) => ({
-        proxy: proxyName ?? 'none',
-        ...candidate,
-      })),
-      warnings: choice.warnings,
-    };
-  }
-
-  async #planHost(input: RecoveryInput) {
-    const none = { hypervisor: null, host: null, candidates: [], warnings: [] };
-    if (input.hypervisorId === null) return { ...none, clients: input.clients };
-    const hypervisor = await this.#desk.hypervisor(input.hypervisorId);
-    const inventory = await hypervisor.inventory();
-    refuseTakenName(inventory, input, undefined);
-    const { host, why } = hostFor(inventory, input);
-    return {
-      hypervisor: await this.#desk.hypervisorName(input.hypervisorId),
-      host: host.name,
-      clients: host.addresses,
-      candidates: inventory.hosts.map(({ name, state }) => ({
-        host: name,
-        score: state === 'connected' ? 1 : 0,
-        chosen: name === host.name,
-        reasons: [name === host.name ? why : `is ${state}`],
-      })),
-      warnings: [] as string[],
-    };
+    return planOf(this.#desk, input, saveset);
   }
 
   async list(filter: RecoveryFilter): Promise<readonly Recovery[]> {

@@ -4,7 +4,7 @@ import type { Hypervisor } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
 import type { Random } from '../lib/random.ts';
 import type { Engine, Json, RunView } from '../workflows/api.ts';
-import type { ReachableProxy } from './plan.ts';
+import type { Placement, ReachableProxy } from '../placement/port.ts';
 import type { RecoveryMode } from './schema.ts';
 
 /** The parts of a recovery that are runs of their own. */
@@ -40,10 +40,14 @@ export interface RecoveryWorld {
   transaction<T>(work: () => Promise<T>): Promise<T>;
   readonly recoveries: Recoveries;
   /** The device that holds a saveset: which proxy reaches it, and where it lies. */
-  device(savesetId: string): Promise<{ readonly name: string; readonly address: string }>;
+  device(
+    savesetId: string,
+  ): Promise<{ readonly id: string; readonly name: string; readonly address: string }>;
   /** Every proxy, those that are away as well. */
   proxies(): Promise<readonly ReachableProxy[]>;
+  readonly placement: Placement;
   hypervisor(id: string): Promise<Hypervisor>;
+  hypervisorName(id: string): Promise<string>;
   /** A line in the log of events, and for those who watch. */
   tell(
     recoveryId: string,

@@ -8,7 +8,9 @@ import type {
   JobView,
   Proxy,
   ProxyStatus,
+  ReachView,
 } from '../proxy/port.ts';
+import { wireVersion } from '../proxy/wire.ts';
 import type { Mtree, Saveset, VaultStats } from '../vault/api.ts';
 
 /**
@@ -30,12 +32,18 @@ export class MemoryProxy implements Proxy {
     return {
       name: 'local',
       version: 'memory',
+      wire: wireVersion,
       pid: 1,
       startedMs: 0,
+      nowMs: 0,
       vault: { id: 'memory', path: '/memory', blockBytes: 32_768 },
       nfs: { port: 2049, mountPort: 2049, portmapper: 'off' },
       clones: this.clonesById.size,
       exports: this.exportsByClone.size,
+      jobs: 0,
+      load: 0,
+      cache: { usedBytes: 0, boundBytes: 1 },
+      networks: [],
       memoryBytes: 1,
       space: { totalBytes: 1_000, freeBytes: 900 },
     };
@@ -163,5 +171,9 @@ export class MemoryProxy implements Proxy {
 
   async createMtree(name: string, codec: Mtree['codec']): Promise<Mtree> {
     return { name, codec, createdMs: 0 };
+  }
+
+  async reach(addresses: readonly string[]): Promise<readonly ReachView[]> {
+    return addresses.map((address) => ({ address, answer: 'answers' }));
   }
 }

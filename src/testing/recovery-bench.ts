@@ -10,6 +10,7 @@ import { instantAccess } from '../recovery/instant-access.ts';
 import { listenToLeases } from '../recovery/lease.ts';
 import type { Recovery } from '../recovery/schema.ts';
 import { inputOf, Recoveries, type RecoveryDesk } from '../recovery/service.ts';
+import { memoryPlacement } from './memory-placement.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Engine } from '../workflows/api.ts';
 import { createEngine } from '../workflows/engine.ts';
@@ -43,13 +44,14 @@ export async function openRecoveryBench(parts: BenchParts): Promise<RecoveryBenc
   const catalog = openCatalog(database, clock);
   const engine = createEngine({ database, clock, random: systemRandom, report: () => undefined });
   const told: string[] = [];
+  const given = parts.desk(catalog, database);
   const desk: RecoveryDesk = {
     clock,
     random: systemRandom,
     transaction: (work) => database.transaction(work),
     engine,
     recoveries: catalog.recoveries,
-    device: async () => ({ name: 'local', address: '/memory' }),
+    device: async () => ({ id: 'local', name: 'local', address: '/memory' }),
     hypervisor: async () => hypervisor,
     tell: async (_id, level, kind, message) => void told.push(`${level} ${kind}: ${message}`),
     keepPicture: async () => undefined,
@@ -63,7 +65,11 @@ export async function openRecoveryBench(parts: BenchParts): Promise<RecoveryBenc
     hypervisorName: async () => 'memory',
     savesetView,
     savesetStored: async () => undefined,
-    ...parts.desk(catalog, database),
+    placement: memoryPlacement(async () => {
+      const proxies = await given.proxies();
+      return proxies.map(({ name, address }) => ({ name, addresses: [address] }));
+    }),
+    ...given,
   };
   const recoveries = new Recoveries(desk);
   const { open, relocate, close } = instantAccess(desk);

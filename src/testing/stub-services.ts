@@ -14,6 +14,7 @@ import type {
   SealService,
 } from '../recovery/schema.ts';
 import { stubBackup, stubMachines, stubNowMs, stubRecovery, stubSaveset } from './stub-views.ts';
+import { proxyService } from './stub-proxies.ts';
 import { stubReconciled } from './stub-views.ts';
 import { stubSavesets, stubStats, stubStatus, stubSteps } from './stub-views.ts';
 
@@ -48,6 +49,7 @@ export function stubServices(): StubServices {
     hypervisors: hypervisorService(calls),
     exports,
     events,
+    proxies: proxyService(calls),
     vault: vaultService(jobs, () => stubs.vaultIsBad),
     status: { status: async () => stubStatus },
     metrics: async () => '# TYPE rouse_exports gauge\nrouse_exports 1\n',
@@ -163,6 +165,8 @@ function planOf(request: RecoveryRequest): RecoveryPlan {
   const { id: _, ...view } = stubRecovery('', request, chosenSaveset(request));
   return {
     ...view,
+    proxyAddress: '192.0.2.1',
+    refusal: null,
     clients: request.clients ?? [],
     leaseEndsMs: stubNowMs + request.leaseMs,
     steps: stubSteps(13).map(({ number, name }) => ({
@@ -172,8 +176,28 @@ function planOf(request: RecoveryRequest): RecoveryPlan {
     })),
     changes: ['The disk vda is read from the export.', 'The NIC is disconnected.'],
     candidates: [
-      { proxy: 'local', host: 'host1', score: 90, chosen: true, reasons: ['most memory'] },
-      { proxy: 'local', host: 'host2', score: 0, chosen: false, reasons: ['in maintenance'] },
+      {
+        proxy: 'local',
+        address: '192.0.2.1',
+        host: 'host1',
+        cluster: 'lab',
+        datastore: null,
+        score: 50,
+        chosen: true,
+        refusals: [],
+        reasons: ['same network: 192.0.2.1 and 192.0.2.11 (+40)', 'the proxy is 0 % busy (+10)'],
+      },
+      {
+        proxy: 'local',
+        address: '192.0.2.1',
+        host: 'host2',
+        cluster: 'lab',
+        datastore: null,
+        score: 50,
+        chosen: false,
+        refusals: ['the host is in maintenance'],
+        reasons: ['same network: 192.0.2.1 and 192.0.2.12 (+40)', 'the proxy is 0 % busy (+10)'],
+      },
     ],
   };
 }
@@ -399,6 +423,7 @@ const exports: ExportService = {
         others: 70,
         refused: 0,
       },
+      proxy: 'local',
       recovery: { id: 'rec0000001', name: 'web01-recovered' },
     },
   ],

@@ -175,6 +175,8 @@ export interface Vault {
    */
   difference(a: DiskRoot, b: DiskRoot): AsyncIterable<Extent>;
   stats(): Promise<VaultStats>;
+  /** The block cache alone: costs nothing to ask. */
+  cacheStats(): CacheStats;
   /** Re-hashes every block that the saveset (all: undefined) needs. Never throws for bad data. */
   verify(
     id?: string,

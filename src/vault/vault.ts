@@ -23,6 +23,7 @@ import type { Extent } from '../lib/disk.ts';
 import type { Files } from '../lib/files.ts';
 import type { Random } from '../lib/random.ts';
 import type {
+  CacheStats,
   DiskRoot,
   Mtree,
   RescanReport,
@@ -345,7 +346,6 @@ export class OpenedVault implements Vault {
     );
     const uniqueBytes = this.#index.blocks.size * this.blockBytes;
     const { storedBytes } = this.#index;
-    const cache = this.#cache;
     return {
       formatVersion: this.#config.version,
       blockBytes: this.blockBytes,
@@ -360,12 +360,17 @@ export class OpenedVault implements Vault {
       compressionRatio: ratio(uniqueBytes, storedBytes),
       indexEntries: this.#index.blocks.size,
       indexMemoryBytes: this.#index.memoryBytes,
-      cache: {
-        boundBytes: cache.slots * cache.blockBytes,
-        usedBytes: cache.usedBytes,
-        hits: cache.hits,
-        misses: cache.misses,
-      },
+      cache: this.cacheStats(),
+    };
+  }
+
+  cacheStats(): CacheStats {
+    const cache = this.#cache;
+    return {
+      boundBytes: cache.slots * cache.blockBytes,
+      usedBytes: cache.usedBytes,
+      hits: cache.hits,
+      misses: cache.misses,
     };
   }
 

@@ -10,6 +10,7 @@ const request: BackupRequest = {
   hypervisor: undefined,
   full: false,
   mtree: undefined,
+  proxy: undefined,
 };
 
 async function withScene(work: (scene: BackupScene) => Promise<void>): Promise<void> {

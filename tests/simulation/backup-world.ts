@@ -225,6 +225,7 @@ export class BackupServer {
       scratchDirectory: '/scratch',
       findMachine: async (name) => ({ id: `uuid-of-${name}`, name, hypervisorId: 'memory' }),
       hypervisorName: async () => 'memory',
+      proxy: async () => 'local',
       savesetsOf: (machineId) => catalog.savesets.list({ machineId }),
       mtree: async () => 'main',
       tell: async () => undefined,
@@ -232,7 +233,7 @@ export class BackupServer {
     const backups = new Backups(desk);
     const world: BackupWorld = {
       clock,
-      proxy: () => proxy,
+      proxy: async () => proxy,
       hypervisor: async () => hypervisor,
       keepFiles: async (id, files) => void kept.set(id, files),
       keptFiles: async (id) => kept.get(id) ?? [],

@@ -16,6 +16,7 @@ import { instantAccess } from '#src/recovery/instant-access.ts';
 import { listenToLeases } from '#src/recovery/lease.ts';
 import type { Recovery } from '#src/recovery/schema.ts';
 import { inputOf, Recoveries, type RecoveryDesk } from '#src/recovery/service.ts';
+import { memoryPlacement } from '#src/testing/memory-placement.ts';
 import { MemoryProxy } from '#src/testing/memory-proxy.ts';
 import type { Saveset } from '#src/vault/api.ts';
 import type { Engine } from '#src/workflows/api.ts';
@@ -202,7 +203,8 @@ export class Running {
       transaction: (work) => database.transaction(work),
       engine,
       recoveries: catalog.recoveries,
-      device: async () => ({ name: 'local', address: '/memory' }),
+      device: async () => ({ id: 'local', name: 'local', address: '/memory' }),
+      placement: memoryPlacement(() => [{ name: 'local' }]),
       proxies: async () => [{ name: 'local', address: '127.0.0.1', isAway: false, calls: proxy }],
       hypervisor: async () => hypervisor,
       tell: async (_id, level, kind) => void running?.told.push(`${level} ${kind}`),

@@ -131,7 +131,9 @@ async function addressesOf(
 ): Promise<Addresses> {
   const active = await world.recoveries.list({ active: true });
   return [
-    ...proxies.map(({ name, address }) => ({ proxy: name, address })),
+    ...proxies.flatMap(({ name, address, addresses }) =>
+      (addresses ?? [address]).map((one) => ({ proxy: name, address: one })),
+    ),
     ...active.flatMap(({ proxy, proxyAddress: address }) =>
       proxy === null || address === null ? [] : [{ proxy, address }],
     ),
