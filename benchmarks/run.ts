@@ -5,6 +5,7 @@ import { enterWorld } from '../lab/world.ts';
 import { tableOf, verdict } from './figures.ts';
 import type { Row } from './figures.ts';
 import { describeMachine, machineText } from './machine.ts';
+import { measureMounts } from './mounts.ts';
 import { measureServing } from './serving.ts';
 import { measureTakeIn } from './take-in.ts';
 
@@ -14,6 +15,7 @@ import { measureTakeIn } from './take-in.ts';
  *
  *   npm run bench                        all of it, five rounds (some twenty minutes)
  *   npm run bench -- serving --rounds 3  one part
+ *   npm run bench -- take-in --mebibytes 512   with smaller images (2 GiB otherwise, some minutes)
  *   npm run bench -- --quick             a look at everything in about a minute; nothing is written
  *
  * The peers come with scripts/bench-setup; what is missing is left out of the comparison.
@@ -34,9 +36,10 @@ const MiB = 1_048_576;
 const rounds = Number(values.rounds ?? (isQuick ? 1 : 5));
 const seconds = Number(values.seconds ?? (isQuick ? 1 : 4));
 const sizeBytes = Number(values.mebibytes ?? (isQuick ? 128 : 0)) * MiB;
-const parts = positionals.length === 0 ? ['serving', 'take-in'] : positionals;
-const unknown = parts.find((part) => part !== 'serving' && part !== 'take-in');
-if (unknown !== undefined) throw new Error(`there is no part ${unknown}: serving, take-in`);
+const all = ['serving', 'mounts', 'take-in'];
+const parts = positionals.length === 0 ? all : positionals;
+const unknown = parts.find((part) => !all.includes(part));
+if (unknown !== undefined) throw new Error(`there is no part ${unknown}: ${all.join(', ')}`);
 
 const world = await enterWorld({ guests: false });
 const machine = await describeMachine(world.directory);
@@ -52,6 +55,11 @@ if (parts.includes('serving')) {
       only: values.only,
     })),
   );
+}
+if (parts.includes('mounts')) {
+  console.error('mounts');
+  const diskBytes = sizeBytes || 512 * MiB;
+  rows.push(...(await measureMounts(world, { rounds, seconds, sizeBytes: diskBytes })));
 }
 if (parts.includes('take-in')) {
   console.error('taking in');

@@ -96,8 +96,8 @@ interface Target {
   readonly writePath: string;
 }
 
-const serverCore = '1';
-const clientCore = '0';
+export const serverCore = '1';
+export const clientCore = '0';
 const MiB = 1_048_576;
 
 export async function measureServing(world: World, options: ServingOptions): Promise<Row[]> {
@@ -161,7 +161,7 @@ async function measurePattern(
 }
 
 /** A client in a process of its own, on its own core. */
-async function load(target: Target, pattern: Pattern, seconds: number): Promise<number> {
+export async function load(target: Target, pattern: Pattern, seconds: number): Promise<number> {
   const client = new URL('nfs-load.ts', import.meta.url).pathname;
   const isWrite = pattern.load.pattern === 'randwrite';
   const said = await run('taskset', [
@@ -189,7 +189,7 @@ async function ganeshaTarget(world: World, folder: string, image: string): Promi
   return { nfsPort, mountPort, readPath, writePath };
 }
 
-async function rouseTarget(data: string, image: string, cacheBytes: number) {
+export async function rouseTarget(data: string, image: string, cacheBytes: number) {
   const rouse = await startRouse({ data, image, cacheBytes, cores: serverCore });
   const target: Target = {
     nfsPort: rouse.nfsPort,
@@ -201,7 +201,7 @@ async function rouseTarget(data: string, image: string, cacheBytes: number) {
 }
 
 /** A file without holes, of what packages consist of: it compresses as disks do. */
-async function packageBytes(image: string, sizeBytes: number): Promise<void> {
+export async function packageBytes(image: string, sizeBytes: number): Promise<void> {
   const script = `
     set -e
     while [ "$(stat -c %s "$0" 2>/dev/null || echo 0)" -lt "$1" ]; do

@@ -66,7 +66,7 @@ const resticTaker: Taker = {
 };
 
 /** Caches and settings of their own: nothing of this machine's user is read or left behind. */
-function peerEnvironment(folder: string): NodeJS.ProcessEnv {
+export function peerEnvironment(folder: string): NodeJS.ProcessEnv {
   return {
     HOME: `${folder}.home`,
     BORG_BASE_DIR: `${folder}.home`,
