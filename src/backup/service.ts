@@ -237,14 +237,14 @@ export class Backups implements BackupService {
   async settled(run: RunView, input: BackupInput): Promise<void> {
     const id = input.backupId;
     const begun = resultOf<{ warnings?: readonly string[] }>(run, 'Begin');
-    const read = resultOf<Pick<BackupRow, 'savesetId' | 'cost' | 'kind' | 'consistency'>>(
-      run,
-      'Read',
-    );
+    const read = resultOf<
+      Pick<BackupRow, 'savesetId' | 'cost' | 'kind' | 'consistency'> & { warning?: string }
+    >(run, 'Read');
     const finish = resultOf<{ warning?: string }>(run, 'Finish');
     // What is stored stays stored, whatever came after it.
     const state = read !== undefined || run.state === 'done' ? 'done' : endOf(run);
     const warnings = [...(begun?.warnings ?? [])];
+    if (read?.warning !== undefined) warnings.push(read.warning);
     if (finish?.warning !== undefined) warnings.push(finish.warning);
     if (state !== run.state) warnings.push(`it was stored already when it was ${run.state}`);
     await this.#desk.rows.update(id, {

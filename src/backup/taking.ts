@@ -148,13 +148,42 @@ async function read(world: BackupWorld, context: Context): Promise<Json> {
   if (view.result?.kind !== 'saveset') throw new RouseError('internal', 'no saveset was made');
   const { saveset } = view.result;
   await world.savesetStored(saveset, input.proxy);
+  const warning = await poweredOnWarning(world, input, begun);
   return {
     detail: `saveset ${saveset.id}`,
+    ...(warning === undefined ? {} : { warning }),
     savesetId: saveset.id,
     kind: saveset.kind,
     consistency: saveset.consistency,
     cost: { ...saveset.cost },
   };
+}
+
+/**
+ * Disks of a machine that is off and that are no files do not show that they were written to
+ * (proxy/runner.ts refuses those that do): only that the machine runs now.
+ */
+async function poweredOnWarning(
+  world: BackupWorld,
+  { from, machine }: BackupInput,
+  begun: { source?: string },
+): Promise<string | undefined> {
+  if (from.kind === 'files') return undefined;
+  const { consistency, disks } = JSON.parse(begun.source ?? '{}') as BackupSource;
+  const cannotTell = disks.filter(({ access }) => access.via === 'file' && !access.stamp);
+  if (consistency !== 'offline' || cannotTell.length === 0) return undefined;
+  const names = cannotTell.map(({ name }) => name).join(', ');
+  try {
+    const hypervisor = await world.hypervisor(from.hypervisorId);
+    if ((await hypervisor.machine(machine.id)).power === 'off') return undefined;
+  } catch (error) {
+    if (!isRouseError(error)) throw error;
+    return `whether ${machine.name} stayed off while ${names} was read is not known: ${error.message}`;
+  }
+  return (
+    `${machine.name} was powered on while it was backed up as powered off: ${names} may hold a mix ` +
+    'of before and after; back it up again'
+  );
 }
 
 /** A proxy that restarts fails no backup: it is waited for. */

@@ -299,7 +299,13 @@ export interface BackupDiskSource {
         /** The NBD meta context of changed ranges, such as `qemu:dirty-bitmap:backup-vda`. */
         readonly changesContext?: string;
       }
-    | { readonly via: 'file'; readonly path: string; readonly format: string };
+    | {
+        readonly via: 'file';
+        readonly path: string;
+        readonly format: string;
+        /** Of the file when the backup began (lib/file-stamp.ts); none: it cannot tell. */
+        readonly stamp?: string;
+      };
 }
 
 export interface CreateDiskSpec {

@@ -3,6 +3,7 @@ import * as path from 'node:path';
 import { RouseError, toRouseError } from '../errors.ts';
 import type { BackupDiskSource } from '../hypervisors/port.ts';
 import type { DiskOutput } from '../formats/disk-output.ts';
+import { fileStamp } from '../lib/file-stamp.ts';
 import type { Extent, ReadableDisk } from '../lib/disk.ts';
 import { proxyLimits } from '../limits.ts';
 import type { Saveset, SavesetHeader, SavesetWriter, Vault } from '../vault/api.ts';
@@ -119,6 +120,7 @@ async function backup(
     source.kind === 'incremental' && spec.baseSavesetId !== undefined
       ? await parts.vault.saveset(spec.baseSavesetId)
       : undefined;
+  await refuseChanged(source.disks);
   const disks: IngestDisk[] = [];
   try {
     for (const disk of source.disks) disks.push(await openSource(parts, disk, base));
@@ -135,8 +137,29 @@ async function backup(
     labels: { ...source.labels, [jobLabel]: spec.id },
     ...(base === undefined ? {} : { basedOn: base.id }),
   };
+  await refuseChanged(source.disks);
   progress.signal.throwIfAborted();
   return writer.seal(header);
+}
+
+/** Files of a machine that is off: whoever wrote to one meanwhile made a mix of two states of it. */
+async function refuseChanged(disks: readonly BackupDiskSource[]): Promise<void> {
+  for (const { name, access } of disks) {
+    if (access.via !== 'file' || access.stamp === undefined) continue;
+    const now = await fileStamp(access.path).catch((error: unknown) => {
+      throw toRouseError(error, access.path);
+    });
+    if (now === access.stamp) continue;
+    throw new RouseError(
+      'wrong-state',
+      `disk ${name} changed while the machine was backed up as powered off: ${access.path}`,
+      {
+        advice:
+          'It was powered on meanwhile, or something else writes to its disk. Back it up again: a ' +
+          'running machine is read as of one moment.',
+      },
+    );
+  }
 }
 
 async function openSource(

@@ -6,6 +6,7 @@ import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { BackupSource, ConfigureSpec } from '#src/hypervisors/port.ts';
 import { runChecked } from '#src/lib/command.ts';
+import { fileStamp } from '#src/lib/file-stamp.ts';
 import {
   bootsOf,
   guestDiskBytes,
@@ -210,11 +211,12 @@ function backupTests(): void {
     await world.driver.powerOff(id, 'off');
     const third = await begin(id, 'raw-3', first.labels);
     assert.equal(third.consistency, 'offline');
-    assert.deepEqual(third.disks[0]?.access, {
-      via: 'file',
-      path: join(world.directory, 'production', 'raw.raw'),
-      format: 'raw',
-    });
+    const path = join(world.directory, 'production', 'raw.raw');
+    const stamp = await fileStamp(path);
+    assert.deepEqual(third.disks[0]?.access, { via: 'file', path, format: 'raw', stamp });
+    await world.driver.powerOn(id);
+    await eventually(async () => (await fileStamp(path)) !== stamp);
+    await world.driver.powerOff(id, 'off');
     await world.driver.endBackup(id, 'raw-3', 'stored');
     await asleep(id);
   });

@@ -1,6 +1,7 @@
 import { mkdir, readFile, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { RouseError, isRouseError, toRouseError } from '../../errors.ts';
+import { fileStamp } from '../../lib/file-stamp.ts';
 import { libvirtLimits } from '../../limits.ts';
 import type {
   BackupDiskSource,
@@ -50,7 +51,7 @@ export async function beginBackup(
     files: saved.files,
     ...(warnings.length > 0 ? { warnings } : {}),
   };
-  if (machine.power === 'off') return { ...common, ...offlineSource(machine, disks, spec) };
+  if (machine.power === 'off') return { ...common, ...(await offlineSource(machine, disks, spec)) };
   await endOurLeftover(context, machine, spec);
   return { ...common, ...(await beginOnline(context, machine, domain, disks, spec)) };
 }
@@ -87,21 +88,28 @@ async function machineFiles(
   }
 }
 
-function offlineSource(
+async function offlineSource(
   machine: MachineDetail,
   disks: readonly DomainDisk[],
   spec: BackupSpec,
-): SourcePart {
-  const sources = disks.map((disk): BackupDiskSource => {
+): Promise<SourcePart> {
+  const sources: BackupDiskSource[] = [];
+  for (const disk of disks) {
     const { name, path, format, source } = disk;
     if (path === undefined) {
       throw new RouseError('hypervisor-unsupported', `disk ${name} is no file: ${source}`, {
         advice: 'Power the machine on: a running machine is read through its emulator.',
       });
     }
-    const access = { via: 'file' as const, path, format };
-    return { name, sizeBytes: sizeOf(machine, name), source, access };
-  });
+    const stamp = await stampOf(path);
+    const access = {
+      via: 'file' as const,
+      path,
+      format,
+      ...(stamp === undefined ? {} : { stamp }),
+    };
+    sources.push({ name, sizeBytes: sizeOf(machine, name), source, access });
+  }
   return {
     consistency: 'offline',
     kind: 'full',
@@ -110,6 +118,11 @@ function offlineSource(
     // The last checkpoint goes on recording when the machine runs again.
     labels: { ...spec.since, machine: machine.id },
   };
+}
+
+/** A file that is missing is reported by whoever reads it, by name. */
+function stampOf(path: string): Promise<string | undefined> {
+  return fileStamp(path).catch(() => undefined);
 }
 
 function sizeOf(machine: MachineDetail, name: string): number {
