@@ -2,9 +2,9 @@ import type { Saveset } from '../vault/api.ts';
 import { refuseTakenName } from './opening.ts';
 import type { RecoveryInput } from './plan.ts';
 import { candidateView, placeRecovery } from './placing.ts';
+import { plannedSteps } from './planned-steps.ts';
 import type { RecoveryPlan } from './schema.ts';
 import { attachments } from './targeting.ts';
-import { skippedSteps, stepNamesOf } from './view.ts';
 import type { RecoveryWorld } from './world.ts';
 
 /** A dry run: what would be chosen, why, and what not. Changes nothing. */
@@ -20,25 +20,26 @@ export async function planOf(
   const { candidates, refusal } = await placeRecovery(world, input, inventory);
   const chosen = refusal === undefined ? candidates[0] : undefined;
   const host = inventory?.hosts.find(({ id }) => id === chosen?.hostId);
+  const choice = {
+    device: await world.device(input.savesetId),
+    proxy: chosen?.proxy ?? null,
+    host: host?.name ?? null,
+    clients: inventory === undefined ? input.clients : (host?.addresses ?? []),
+    leaseEndsMs: world.clock.now() + input.leaseMs,
+  };
   return {
     machine: input.machine,
     saveset: { id: saveset.id, takenAtMs: saveset.takenAtMs },
     mode: input.mode,
     name: input.name,
     hypervisor: hypervisorId === null ? null : await world.hypervisorName(hypervisorId),
-    host: host?.name ?? null,
-    proxy: chosen?.proxy ?? null,
+    host: choice.host,
+    proxy: choice.proxy,
     proxyAddress: chosen?.address ?? null,
     datastore: input.mode === 'new' ? input.datastore : null,
-    clients: inventory === undefined ? input.clients : (host?.addresses ?? []),
-    leaseEndsMs: world.clock.now() + input.leaseMs,
-    steps: stepNamesOf(input.mode)
-      .slice(0, 11)
-      .map((name, index) => ({
-        number: index + 1,
-        name,
-        detail: skippedSteps[input.mode].includes(index + 1) ? 'skipped in this mode' : '',
-      })),
+    clients: choice.clients,
+    leaseEndsMs: choice.leaseEndsMs,
+    steps: plannedSteps(input, saveset, choice),
     changes: attachments(input, saveset),
     candidates: candidates.map(candidateView),
     refusal:
