@@ -71,6 +71,8 @@ export interface Behaviour {
   /** RemoveDatastore does not refuse a NAS datastore that machines use. */
   readonly nasRemoveAnyway?: boolean;
   readonly relocateBytesPerSecond?: number;
+  /** How long an export lease lives without progress; default 300. */
+  readonly leaseTimeoutSeconds?: number;
   /** Of machines that are powered on from now on; default guestToolsRunning. */
   readonly toolsRunningStatus?: string;
   readonly noScreenshots?: boolean;
@@ -143,6 +145,8 @@ export interface StandIn extends Vcenter {
     },
   ): Promise<void>;
   tools(machine: string, status: 'guestToolsRunning' | 'guestToolsNotRunning'): Promise<void>;
+  /** Change ids given so far are worth nothing. */
+  resetChangeTracking(machine: string): Promise<void>;
   /** All calls since the start, oldest first, also those that were refused. */
   calls(): Promise<readonly StandInCall[]>;
   /** What hosts did over NFS with libnfs's programs (QEMU's own traffic is not in it). */
@@ -189,6 +193,7 @@ export async function startStandIn(options: {
     behaviour: (behaviour) => tell('behaviour', behaviour),
     host: (name, state) => tell('host', { name, ...state }),
     tools: (name, status) => tell('tools', { machine: name, status }),
+    resetChangeTracking: (name) => tell('resetChangeTracking', { machine: name }),
     calls: () => ask('calls'),
     nfsLog: () => ask('nfsLog'),
     machines: () => ask('machines'),

@@ -95,7 +95,7 @@ func (m *machine) devices() []types.BaseVirtualDevice {
 		}
 	}
 	for _, d := range m.disks {
-		list = append(list, d.device())
+		list = append(list, d.device(len(m.snapshots)))
 	}
 	return append(list, m.cards()...)
 }

@@ -58,6 +58,7 @@ func listenControl(f *front, path string) error {
 	handle("host", w.setHost)
 	handle("tools", w.setTools)
 	handle("machines", w.listMachines)
+	handle("resetChangeTracking", w.resetTracking)
 	go func() { _ = http.Serve(listener, mux) }()
 	return nil
 }

@@ -103,15 +103,11 @@ func controllerOf(kind, model string, base types.VirtualController) types.BaseVi
 	return &types.VirtualLsiLogicController{VirtualSCSIController: scsi}
 }
 
-func (d *disk) device() *types.VirtualDisk {
+// device shows a disk that lies below so many snapshots.
+func (d *disk) device(depth int) *types.VirtualDisk {
 	unit := d.unit
-	backing := &types.VirtualDiskFlatVer2BackingInfo{
-		DiskMode: d.mode, ThinProvisioned: types.NewBool(true), Uuid: d.uuid, ChangeId: d.changeID,
-		Split: types.NewBool(false), WriteThrough: types.NewBool(false),
-	}
-	backing.FileName = d.store.path(d.file)
-	store := d.store.self
-	backing.Datastore = &store
+	backing := d.backing(depth)
+	backing.ChangeId = d.changeID
 	device := &types.VirtualDisk{CapacityInKB: d.sizeBytes / 1024, CapacityInBytes: d.sizeBytes}
 	device.Key, device.ControllerKey, device.UnitNumber = d.key, d.controller, &unit
 	label := fmt.Sprintf("Hard disk %s", d.slot)

@@ -27,6 +27,10 @@ type machine struct {
 	qemu    *qemu
 	busy    sync.Mutex
 	answers chan string
+	// Snapshots, oldest first, and what is known of changes between them.
+	snapshots []*snapshot
+	tracking  tracking
+	counted   int32
 }
 
 func (m *machine) prepare(pool ref) {
@@ -126,6 +130,9 @@ func (m *machine) leave() {
 	}
 	folder, holder := folderOf(*m.Parent)
 	change(holder, set("childEntity", without(folder.ChildEntity, m.Self)))
+	for _, each := range m.snapshots {
+		each.discard()
+	}
 	simulator.Map.Remove(m.Self)
 }
 

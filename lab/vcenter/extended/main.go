@@ -4,9 +4,11 @@ package main
 
 import (
 	"context"
+	"crypto/sha1"
 	"crypto/tls"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -14,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"../certificate"
 	"github.com/vmware/govmomi/simulator"
@@ -97,7 +100,11 @@ func serve(w *world, o settings, spec *inventory) (*front, string, error) {
 	f.listen = func() (net.Listener, error) {
 		return tls.Listen("tcp", f.address, &tls.Config{Certificates: []tls.Certificate{own}})
 	}
-	return f, pem, f.start()
+	sum := sha1.Sum(own.Certificate[0])
+	w.thumbprint = strings.ReplaceAll(fmt.Sprintf("% X", sum[:]), " ", ":")
+	err = f.start()
+	w.address = f.address
+	return f, pem, err
 }
 
 func extendServices(w *world) {

@@ -10,9 +10,12 @@ import (
 var modelled = map[string]map[string]bool{
 	"VirtualMachine": names("PowerOnVM_Task", "PowerOffVM_Task", "ShutdownGuest", "AnswerVM",
 		"CreateScreenshot_Task", "UnregisterVM", "Rename_Task", "Destroy_Task", "RelocateVM_Task",
-		"ReconfigVM_Task"),
-	"Datastore":           names("RefreshDatastore", "Destroy_Task"),
-	"HostDatastoreSystem": names("CreateNasDatastore", "RemoveDatastore"),
+		"ReconfigVM_Task", "CreateSnapshot_Task", "RemoveAllSnapshots_Task",
+		"QueryChangedDiskAreas", "ExportVm"),
+	"VirtualMachineSnapshot": names("RemoveSnapshot_Task", "ExportSnapshot"),
+	"HttpNfcLease":           names("HttpNfcLeaseProgress", "HttpNfcLeaseComplete", "HttpNfcLeaseAbort"),
+	"Datastore":              names("RefreshDatastore", "Destroy_Task"),
+	"HostDatastoreSystem":    names("CreateNasDatastore", "RemoveDatastore"),
 }
 
 func names(list ...string) map[string]bool {

@@ -50,6 +50,10 @@ func (w *world) needs(method *simulator.Method) []need {
 			needs = append(needs, need{"Resource.AssignVMToPool", *body.Pool})
 		}
 		return needs
+	case *types.RemoveSnapshot_Task:
+		return []need{{"VirtualMachine.State.RemoveSnapshot", ofSnapshot(method.This)}}
+	case *types.ExportSnapshot:
+		return []need{{"VApp.Export", ofSnapshot(method.This)}}
 	case *types.RelocateVM_Task:
 		needs := []need{{"Resource.ColdMigrate", method.This}}
 		if m, ok := simulator.Map.Get(method.This).(*machine); ok && m.running() != nil {

@@ -81,8 +81,8 @@ func (m *machine) relocationTarget(spec *types.VirtualMachineRelocateSpec) (*sto
 		return nil, fail(&types.InvalidDatastore{Datastore: &s.self, Name: s.name},
 			"Datastore '%s' is not accessible from host '%s'.", s.name, m.host.name)
 	}
-	if s.nas() {
-		return nil, fail(&types.NotSupported{}, "The lab moves machines to local datastores.")
+	if s.nas() || len(m.snapshots) > 0 {
+		return nil, fail(&types.NotSupported{}, "The lab moves machines without snapshots to local datastores.")
 	}
 	needed := int64(0)
 	for _, d := range m.disks {

@@ -54,6 +54,8 @@ type behaviour struct {
 	NasRemoveAnyway bool `json:"nasRemoveAnyway"`
 	// Bytes per second of a live relocation; 0 is as fast as it goes.
 	RelocateBytesPerSecond int64 `json:"relocateBytesPerSecond"`
+	// Seconds without progress after which a lease ends; vCenter's default is 300.
+	LeaseTimeoutSeconds int32 `json:"leaseTimeoutSeconds"`
 	// What guest.toolsRunningStatus says of a machine that is on; guestToolsRunning if empty.
 	ToolsRunningStatus string `json:"toolsRunningStatus"`
 	// CreateScreenshot_Task answers with a path on the datastore instead of doing it.

@@ -14,8 +14,12 @@ import (
 )
 
 // serveFiles answers what is not SOAP: pictures of screens, and files of datastores. Both take the
-// cookie of a session, or the user's name and password.
+// cookie of a session, or the user's name and password. A lease's downloads ask for neither.
 func (f *front) serveFiles(out http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, "/nfc/") {
+		f.w.serveLease(out, r)
+		return
+	}
 	user, password, _ := r.BasicAuth()
 	known := f.service.Listen.User
 	expected, _ := known.Password()
@@ -53,7 +57,8 @@ func (f *front) serveScreen(out http.ResponseWriter, r *http.Request, id string)
 }
 
 // serveFolder reads and writes files of a datastore, with ranges. Reading over NFS fetches the
-// whole file first.
+// whole file first; a disk of which there is a snapshot shows the snapshot's content in its flat
+// file, as ESXi's base disk does.
 func (w *world) serveFolder(out http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	center := strings.TrimPrefix(query.Get("dcPath"), "/")
@@ -102,7 +107,7 @@ func (w *world) putFile(out http.ResponseWriter, r *http.Request, s *store, file
 
 func (w *world) getFile(out http.ResponseWriter, r *http.Request, s *store, file string) {
 	w.mu.Lock()
-	local := ""
+	local := w.frozen(s, file)
 	var h *host
 	for each := range s.mounts {
 		h = each

@@ -19,6 +19,8 @@ type ref = types.ManagedObjectReference
 type world struct {
 	directory string
 	commands  *commands
+	// Where clients reach it, and the SHA-1 thumbprint that they are told.
+	address, thumbprint string
 
 	mu       sync.Mutex
 	hosts    map[ref]*host
