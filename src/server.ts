@@ -331,6 +331,7 @@ class Rooms {
       machineCount: async () => (await this.#machines.machines()).length,
       savesetCount: async () => (await this.#catalog.savesets.list()).length,
       activeRecoveries: () => this.#catalog.recoveries.list({ active: true }),
+      leftByReconciler: () => this.#reconciler.leftCount,
       runningBackups: async () => (await this.#catalog.backups.list({ state: 'running' })).length,
     });
     return {

@@ -25,6 +25,8 @@ export interface StatusDesk {
     }[]
   >;
   runningBackups(): Promise<number>;
+  /** Things that the last pass of the reconciler left as they should not be. */
+  leftByReconciler(): number;
 }
 
 /** The state of the whole on one page; a part that does not answer is a warning, not an error. */
@@ -53,6 +55,13 @@ export class StatusBoard implements StatusService, ExportService {
     );
     const recoveries = await this.#desk.activeRecoveries();
     warnings.push(...recoveries.flatMap((recovery) => recovery.warnings), ...lowSpace(proxy));
+    const left = this.#desk.leftByReconciler();
+    if (left > 0) {
+      const things = left === 1 ? '1 thing is' : `${left} things are`;
+      warnings.push(
+        `${things} not as expected at hypervisors or proxies: rouse reconcile --dry-run`,
+      );
+    }
     return {
       server: this.#desk.server,
       proxy,

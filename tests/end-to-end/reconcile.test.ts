@@ -114,6 +114,10 @@ test('a disk that a guest may use stays until it is forced, and so does its expo
     'disk left',
     'export left',
   ]);
+  assert.match(
+    await rouse.run('status'),
+    /5 things are not as expected.*rouse reconcile --dry-run/,
+  );
   assert.match(await scene.virsh('dumpxml', 'web01'), /protocol='nfs'/);
   assert.deepEqual(await held(), [1, 1]);
   const text = await rouse.run('reconcile', '--force');

@@ -234,6 +234,7 @@ test('a machine that runs is not stopped, and keeps all that it needs', async ()
     assert.deepEqual(await scene.of(id), there);
   }
   assert.equal(scene.told.length, 4, 'told once');
+  assert.equal(scene.reconciler.leftCount, 4);
 });
 
 test('a relocated machine is production, known or not', async () => {

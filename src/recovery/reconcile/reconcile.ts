@@ -57,6 +57,11 @@ export class Reconciler implements ReconcileService {
     this.#world = world;
   }
 
+  /** Things that the last pass could not or would not mend. */
+  get leftCount(): number {
+    return this.#left.size;
+  }
+
   /** One after the other: two passes would mend the same things. */
   reconcile(request: ReconcileRequest): Promise<ReconcileReport> {
     const pass = this.#last.then(() => this.#pass(request));
