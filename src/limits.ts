@@ -403,6 +403,8 @@ export const vaultLimits = {
   /** Neighbouring records are fetched by one read: up to 1 MiB, over gaps of up to 64 KiB. */
   fetchBytesMax: 1 * MiB,
   fetchGapBytesMax: 64 * KiB,
+  /** Records read at once for a sequential reader: some six, which stay in a core's cache. */
+  streamBytes: 128 * KiB,
   /** A sequential reader that had to wait for the disk is read ahead by this much. */
   readAheadBytes: 4 * MiB,
   /** Even a cache bound to zero keeps the path of some dozen readers. */

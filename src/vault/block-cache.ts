@@ -41,6 +41,11 @@ export class BlockCache {
     return this.#used * this.blockBytes;
   }
 
+  /** Whatever comes in pushes something out. */
+  get isFull(): boolean {
+    return this.#used === this.slots;
+  }
+
   /** The slot of the block, or -1. */
   find(id: IdCell): number {
     const words = id.words;

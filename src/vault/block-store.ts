@@ -4,6 +4,7 @@ import { vaultLimits } from '../limits.ts';
 import type { BlockCache, IdCell } from './block-cache.ts';
 import type { BlockPlace } from './block-index.ts';
 import { idKey } from './hash.ts';
+import { PackStream } from './pack-stream.ts';
 import type { PackReaders } from './pack-readers.ts';
 import type { PackWriter } from './pack-writer.ts';
 import { corruptRecord, decodeRecord, recordBytesMax } from './record.ts';
@@ -29,6 +30,7 @@ export class BlockStore {
   readonly #readers: PackReaders;
   readonly #writer: PackWriter;
   readonly #scratch: Buffer;
+  readonly #stream: PackStream;
   readonly #place: BlockPlace = { pack: 0, offset: 0, length: 0 };
   readonly #loading = new Map<string, Promise<void>>();
 
@@ -37,7 +39,9 @@ export class BlockStore {
     this.#index = index;
     this.#readers = readers;
     this.#writer = writer;
-    this.#scratch = Buffer.allocUnsafeSlow(recordBytesMax(cache.blockBytes) + 64);
+    const recordMax = recordBytesMax(cache.blockBytes) + 64;
+    this.#scratch = Buffer.allocUnsafeSlow(recordMax);
+    this.#stream = new PackStream(Math.max(vaultLimits.streamBytes, recordMax));
   }
 
   /**
@@ -59,6 +63,37 @@ export class BlockStore {
     if (!reader.readNow(bytes, place.offset)) return -1;
     this.cache.misses++;
     return this.#fill(bytes, id, weight, place, slot >= 0 ? this.cache.blockBytes : need);
+  }
+
+  /**
+   * Fills `target` with the whole block and leaves the cache as it is; false as with `now`. For who
+   * reads much, in order, and once.
+   */
+  passNow(id: IdCell, target: Uint8Array): boolean {
+    const { cache } = this;
+    const slot = cache.find(id);
+    const isCached = slot >= 0 && cache.filled[slot] === cache.blockBytes;
+    if (!isCached) {
+      const record = this.#stream.following(id.bytes) ?? this.#streamed(id);
+      if (record !== undefined && typeof decodeRecord(record, id.bytes, target) === 'number') {
+        cache.misses++;
+        return true;
+      }
+      // Numbers of packs change with a rescan; what is truly bad is told by who reads it alone.
+      this.#stream.forget();
+    }
+    const found = this.now(id, dataWeight, cache.blockBytes);
+    if (found < 0) return false;
+    const start = found * cache.blockBytes;
+    cache.bytes.copy(target, 0, start, start + cache.blockBytes);
+    return true;
+  }
+
+  #streamed(id: IdCell): Buffer | undefined {
+    const place = this.#place;
+    if (!this.#index.find(id.bytes, 0, place)) return undefined;
+    const reader = this.#readers.now(place.pack);
+    return reader === undefined ? undefined : this.#stream.at(place, reader);
   }
 
   #fromPending(id: IdCell, weight: number): number {

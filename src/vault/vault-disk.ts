@@ -9,6 +9,8 @@ import { blocksBelow, treeShape, type TreeShape } from './shape.ts';
 /** Answers of `#find` besides a slot. */
 const cold = -1;
 const hole = -2;
+/** ... and of `#pass`: the block is where it is wanted. */
+const passed = -3;
 
 /** Leaf nodes remembered for each disk: 256 x 32 MiB of disk at 32 KiB blocks, in 3 KiB. */
 const hints = 256;
@@ -19,6 +21,9 @@ const sequentialAfterBytes = 256 * 1024;
 
 /** From here on whole blocks are unpacked: the rest of them will be wanted as well. */
 const wholeAfterBytes = 32 * 1024;
+
+/** From here on a reader is one that reads once, and pushes nothing out of a full cache. */
+const passAfterBytes = 8 * 1024 * 1024;
 
 export function checkRoot(root: DiskRoot, blockBytes: number): void {
   const shape = treeShape(root.sizeBytes, blockBytes);
@@ -68,14 +73,22 @@ export class TreeDisk implements VaultDisk {
     const { blockBytes } = this.#shape;
     const cache = this.#store.cache;
     const isWholeWanted = this.#sequentialBytes >= wholeAfterBytes;
+    const isPassing = this.#sequentialBytes >= passAfterBytes && cache.isFull;
     let done = 0;
     while (done < target.length) {
       const position = offset + done;
       const block = Math.floor(position / blockBytes);
       const within = position - block * blockBytes;
       const length = Math.min(blockBytes - within, target.length - done);
-      const slot = this.#find(block, isWholeWanted ? blockBytes : within + length);
+      const slot =
+        isPassing && length === blockBytes
+          ? this.#pass(block, target.subarray(done, done + length))
+          : this.#find(block, isWholeWanted ? blockBytes : within + length);
       if (slot === cold) return false;
+      if (slot === passed) {
+        done += length;
+        continue;
+      }
       if (slot === hole) target.fill(0, done, done + length);
       else {
         const start = slot * blockBytes + within;
@@ -100,6 +113,19 @@ export class TreeDisk implements VaultDisk {
    * to load).
    */
   #find(block: number, need: number): number {
+    const found = this.#identify(block);
+    return found < 0 ? found : this.#store.now(this.#cell, dataWeight, need);
+  }
+
+  /** Puts a whole data block into `target`, past the cache: `passed`, `hole` or `cold`. */
+  #pass(block: number, target: Uint8Array): number {
+    const found = this.#identify(block);
+    if (found < 0) return found;
+    return this.#store.passNow(this.#cell, target) ? passed : cold;
+  }
+
+  /** Puts the id of a data block into `#cell`: 0, `hole`, or `cold` (then it is a node's). */
+  #identify(block: number): number {
     if (this.#top === undefined) return hole;
     const { depth, fanout } = this.#shape;
     const words = this.#store.cache.words;
@@ -111,7 +137,7 @@ export class TreeDisk implements VaultDisk {
       if (!this.#cell.load(words, leaf * nodeWords + (block % fanout) * 8)) return hole;
     }
     this.#cellWeight = dataWeight;
-    return this.#store.now(this.#cell, dataWeight, need);
+    return 0;
   }
 
   #findLeaf(leaf: number): number {
