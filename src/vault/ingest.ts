@@ -94,8 +94,7 @@ export class Ingest {
     if (slab === undefined) return false;
     const i = slab.sinks.length;
     const room = slab.views.block(i);
-    // Into shared memory `set` copies word by word, `copy` as fast as it goes.
-    asBuffer(bytes).copy(room);
+    room.set(bytes);
     if (bytes.length < room.length) room.fill(0, bytes.length);
     slab.views.codecs[i] = codecs[sink.codec];
     slab.sinks.push(sink);
@@ -216,9 +215,3 @@ export class Ingest {
 }
 
 function ignore(): void {}
-
-function asBuffer(bytes: Uint8Array): Buffer {
-  return Buffer.isBuffer(bytes)
-    ? bytes
-    : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
