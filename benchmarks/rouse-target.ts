@@ -91,10 +91,14 @@ function startRole(up: UpOptions, cores: string, log: string): Promise<ChildProc
   const entry = new URL('../src/cli/main.ts', import.meta.url).pathname;
   const output = createWriteStream(log);
   const flags = ['--disable-warning=ExperimentalWarning'];
-  const child = spawn('taskset', ['-c', cores, process.execPath, ...flags, entry, 'proxy'], {
-    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    env: { ...process.env, ROUSE_UP_OPTIONS: JSON.stringify(up) },
-  });
+  const child = spawn(
+    'taskset',
+    ['-c', cores, process.execPath, ...flags, entry, 'role', 'proxy'],
+    {
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+      env: { ...process.env, ROUSE_UP_OPTIONS: JSON.stringify(up) },
+    },
+  );
   child.stdout?.pipe(output, { end: false });
   child.stderr?.pipe(output, { end: false });
   return new Promise((resolve, reject) => {

@@ -6,6 +6,7 @@ import { tableOf, verdict } from './figures.ts';
 import type { Row } from './figures.ts';
 import { describeMachine, machineText } from './machine.ts';
 import { measureMounts } from './mounts.ts';
+import { measureRecoveries } from './recoveries.ts';
 import { measureServing } from './serving.ts';
 import { measureTakeIn } from './take-in.ts';
 
@@ -15,6 +16,7 @@ import { measureTakeIn } from './take-in.ts';
  *
  *   npm run bench                        all of it, five rounds (some twenty minutes)
  *   npm run bench -- serving --rounds 3  one part
+ *   npm run bench -- recoveries          own time to power on, memory of 200 idle clones (two minutes)
  *   npm run bench -- take-in --mebibytes 512   with smaller images (2 GiB otherwise, some minutes)
  *   npm run bench -- --quick             a look at everything in about a minute; nothing is written
  *
@@ -36,7 +38,7 @@ const MiB = 1_048_576;
 const rounds = Number(values.rounds ?? (isQuick ? 1 : 5));
 const seconds = Number(values.seconds ?? (isQuick ? 1 : 4));
 const sizeBytes = Number(values.mebibytes ?? (isQuick ? 128 : 0)) * MiB;
-const all = ['serving', 'mounts', 'take-in'];
+const all = ['serving', 'mounts', 'recoveries', 'take-in'];
 const parts = positionals.length === 0 ? all : positionals;
 const unknown = parts.find((part) => !all.includes(part));
 if (unknown !== undefined) throw new Error(`there is no part ${unknown}: ${all.join(', ')}`);
@@ -60,6 +62,12 @@ if (parts.includes('mounts')) {
   console.error('mounts');
   const diskBytes = sizeBytes || 512 * MiB;
   rows.push(...(await measureMounts(world, { rounds, seconds, sizeBytes: diskBytes })));
+}
+if (parts.includes('recoveries')) {
+  console.error('recoveries');
+  const count = isQuick ? 5 : 20;
+  const options = { rounds, recoveries: count, clones: isQuick ? 20 : 200 };
+  rows.push(...(await measureRecoveries(world, options)));
 }
 if (parts.includes('take-in')) {
   console.error('taking in');
