@@ -135,7 +135,10 @@ export interface StandIn extends Vcenter {
   /** Replaces what was missing before. */
   missingPrivileges(missing: readonly MissingPrivilege[]): Promise<void>;
   behaviour(behaviour: Behaviour): Promise<void>;
-  /** `dies`: its machines are gone at once, and it does not respond. */
+  /**
+   * `dies`: its machines end at once and it does not respond; vCenter shows what it saw last until the
+   * host is connected again.
+   */
   host(
     name: string,
     state: {

@@ -1,11 +1,13 @@
 /** On the plain simulator: a vCenter that is there, with its own certificate and login. */
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { request } from 'node:https';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { checkServerIdentity, type TLSSocket } from 'node:tls';
+import { eventually, Processes } from '../processes.ts';
 import { temporaryDirectory } from '../world.ts';
 import { startPlainVcenter, type Vcenter } from './vcenter.ts';
 
@@ -15,7 +17,7 @@ interface Answer {
   readonly fingerprint: string;
 }
 
-async function soap(vcenter: Vcenter, body: string): Promise<Answer> {
+async function soap(vcenter: Pick<Vcenter, 'url' | 'certificate'>, body: string): Promise<Answer> {
   const ca = await readFile(vcenter.certificate);
   const text = `<Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body>${body}</Body></Envelope>`;
   return new Promise((resolve, reject) => {
@@ -50,6 +52,31 @@ test('a plain vCenter answers with its own certificate, knows its user and leave
   await vcenter.stop();
   await assert.rejects(soap(vcenter, content), /ECONNREFUSED/);
   assert.equal(existsSync(join(directory, 'vcenter-tmp')), false);
+});
+
+test('who starts a vCenter and is killed leaves none', async () => {
+  const directory = await temporaryDirectory('killed');
+  const script = `import { startPlainVcenter } from ${JSON.stringify(join(import.meta.dirname, 'vcenter.ts'))};
+    const { url } = await startPlainVcenter({ directory: ${JSON.stringify(directory)} });
+    console.log(url);
+    setInterval(() => undefined, 1000);`;
+  const processes = new Processes();
+  const child = processes.start(process.execPath, ['--input-type=module', '-e', script], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  assert.ok(child.stdout !== null);
+  const [line] = (await once(child.stdout, 'data')) as [Buffer];
+  const url = String(line).trim();
+  const certificate = join(directory, 'vcenter.pem');
+  const vcenter = { url, certificate } as const;
+  assert.equal((await soap(vcenter, content)).status, 200);
+  child.kill('SIGKILL');
+  await eventually('its end', () =>
+    soap(vcenter, content).then(
+      () => undefined,
+      () => true,
+    ),
+  );
 });
 
 test('a plain ESX host answers as one', async () => {

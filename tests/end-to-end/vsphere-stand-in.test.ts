@@ -208,8 +208,11 @@ test('a machine that is somewhere else asks whether it was moved or copied', asy
   assert.equal(serial.position, from, 'each machine has a serial port of its own');
   assert.equal((await ask<IdentityView>('machine', 'web02')).Config.Uuid, Config.Uuid);
   await vcenter.host('esx2', { dies: true });
-  const { Runtime } = await ask<MachineView>('machine', 'web02');
-  assert.equal(Runtime.PowerState, 'poweredOff');
+  const power = async () => (await ask<MachineView>('machine', 'web02')).Runtime.PowerState;
+  assert.equal(await power(), 'poweredOn', 'vCenter knows what it saw last');
+  assert.match(await refused('unregister', 'web02'), /HostNotConnected/);
+  await vcenter.host('esx2', { connection: 'connected' });
+  assert.equal(await power(), 'poweredOff');
 });
 
 test('what is scripted happens: privileges, faults, lost sessions, a vCenter that is gone', async () => {

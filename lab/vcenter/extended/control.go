@@ -123,7 +123,28 @@ func (w *world) setHost(body *json.Decoder) (interface{}, error) {
 			q.end()
 		}
 	}
+	w.showMachines(h)
 	return nil, nil
+}
+
+// showMachines says of a host's machines what vCenter can know of them: what was last seen, while
+// the host does not answer.
+func (w *world) showMachines(h *host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	state := types.VirtualMachineConnectionStateConnected
+	if h.connected() != nil {
+		state = types.VirtualMachineConnectionStateDisconnected
+	}
+	for _, m := range w.machines {
+		if m.host != h || m.Runtime.ConnectionState == state {
+			continue
+		}
+		change(m, set("runtime.connectionState", state), set("summary.runtime.connectionState", state))
+		if m.qemu == nil && m.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+			m.showOff()
+		}
+	}
 }
 
 func (w *world) runningOn(h *host) []*qemu {

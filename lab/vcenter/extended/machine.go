@@ -71,12 +71,17 @@ func (m *machine) running() *qemu {
 	return m.qemu
 }
 
-// exclusive waits its turn, and refuses when the machine has gone meanwhile.
+// exclusive waits its turn, and refuses when the machine has gone meanwhile, or its host does not
+// answer (that nothing at all can be done with such a machine is a guess).
 func (m *machine) exclusive() (func(), error) {
 	m.busy.Lock()
 	m.w.mu.Lock()
 	known := m.w.machines[m.Self] == m
 	m.w.mu.Unlock()
+	if err := m.host.connected(); known && err != nil {
+		m.busy.Unlock()
+		return nil, err
+	}
 	if !known {
 		m.busy.Unlock()
 		words := "The object has already been deleted or has not been completely created"

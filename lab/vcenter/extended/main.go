@@ -112,6 +112,9 @@ func extendServices(w *world) {
 	if old, ok := simulator.Map.Get(*content.AuthorizationManager).(*simulator.AuthorizationManager); ok {
 		simulator.Map.Put(&authorization{AuthorizationManager: *old, w: w})
 	}
+	if old, ok := simulator.Map.Get(*content.FileManager).(*simulator.FileManager); ok {
+		simulator.Map.Put(&fileManager{FileManager: *old, w: w})
+	}
 	if old, ok := simulator.Map.Get(*content.SearchIndex).(*simulator.SearchIndex); ok {
 		simulator.Map.Put(&searchIndex{SearchIndex: *old})
 	}

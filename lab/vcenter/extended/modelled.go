@@ -14,6 +14,7 @@ var modelled = map[string]map[string]bool{
 		"QueryChangedDiskAreas", "ExportVm"),
 	"VirtualMachineSnapshot": names("RemoveSnapshot_Task", "ExportSnapshot"),
 	"HttpNfcLease":           names("HttpNfcLeaseProgress", "HttpNfcLeaseComplete", "HttpNfcLeaseAbort"),
+	"FileManager":            names("DeleteDatastoreFile_Task"),
 	"Datastore":              names("RefreshDatastore", "Destroy_Task"),
 	"HostDatastoreSystem":    names("CreateNasDatastore", "RemoveDatastore"),
 }

@@ -242,8 +242,7 @@ func (m *machine) ShutdownGuest(req *types.ShutdownGuest) soap.HasFault {
 	return body
 }
 
-// CreateScreenshotTask puts the picture beside the .vmx; on NFS that name is a promise only, and
-// `/screen?id=` has it.
+// CreateScreenshotTask puts the picture beside the .vmx; on an export it only seems to be there.
 func (m *machine) CreateScreenshotTask(req *types.CreateScreenshot_Task) soap.HasFault {
 	defer m.free()()
 	task := m.task("CreateScreenshot_Task", false, func(*job) (types.AnyType, error) {
@@ -259,7 +258,14 @@ func (m *machine) CreateScreenshotTask(req *types.CreateScreenshot_Task) soap.Ha
 		if !m.store.nas() {
 			return m.store.path(file), m.screen(filepath.Join(m.store.directory, file))
 		}
-		return m.store.path(file), m.screen(filepath.Join(m.directory(), name))
+		picture := filepath.Join(m.directory(), name)
+		if err := m.screen(picture); err != nil {
+			return nil, err
+		}
+		m.w.mu.Lock()
+		defer m.w.mu.Unlock()
+		m.w.pictures[m.store.path(file)] = picture
+		return m.store.path(file), nil
 	})
 	return &methods.CreateScreenshot_TaskBody{Res: &types.CreateScreenshot_TaskResponse{Returnval: task}}
 }

@@ -122,9 +122,17 @@ func (m *machine) off(q *qemu) {
 		d.node = ""
 	}
 	if m.w.machines[m.Self] == m {
-		m.showPower(types.VirtualMachinePowerStatePoweredOff, "guestToolsNotRunning")
-		m.publish()
+		m.showOff()
 	}
+}
+
+// showOff says that a machine is off, once its host can say so; the caller holds mu.
+func (m *machine) showOff() {
+	if m.host.connected() != nil {
+		return
+	}
+	m.showPower(types.VirtualMachinePowerStatePoweredOff, "guestToolsNotRunning")
+	m.publish()
 }
 
 // end pulls the plug and waits until nothing is open any more.

@@ -282,9 +282,12 @@ func (m *machine) forget(s *snapshot, children bool) error {
 	return nil
 }
 
-// frozen finds the copy that stands for a flat file while there are snapshots: the base is what it
+// frozen finds a picture that was promised, and the copy that stands for a flat file while there are snapshots: the base is what it
 // was at the first of them. The caller holds mu.
 func (w *world) frozen(s *store, file string) string {
+	if picture := w.pictures[s.path(file)]; picture != "" {
+		return picture
+	}
 	for _, m := range w.machines {
 		if len(m.snapshots) == 0 {
 			continue

@@ -27,6 +27,8 @@ type world struct {
 	stores   map[ref]*store
 	machines map[ref]*machine
 	script   *script
+	// Pictures that were promised on an export, by their paths there.
+	pictures map[string]string
 	counter  int64
 }
 
@@ -63,6 +65,7 @@ func newWorld(directory string) *world {
 		stores:    map[ref]*store{},
 		machines:  map[ref]*machine{},
 		script:    newScript(),
+		pictures:  map[string]string{},
 		counter:   1000,
 	}
 	w.commands = &commands{directory: directory}
