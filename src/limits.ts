@@ -1,6 +1,7 @@
 /**
  * Every queue, buffer, page, retry and time-out of Rouse, with its arithmetic. One object per
- * room; units stand last in a name. What an administrator may change is in config.ts instead.
+ * room, vSphere's beside its driver; units stand last in a name. What an administrator may change
+ * is in config.ts instead.
  */
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -213,6 +214,8 @@ export const backupLimits = {
 
 export const catalogLimits = {
   datastoresMax: 256,
+  /** A chain of authorities in PEM: 2 KiB each. */
+  authorityBytesMax: 256 * KiB,
   /** Events in one answer: about 200 bytes each, 2 MB. */
   eventsMax: 10_000,
   eventsDefault: 100,

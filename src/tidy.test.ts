@@ -33,7 +33,7 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
   nfs: ['lib'],
   nbd: ['lib'],
   formats: ['lib'],
-  hypervisors: ['lib'],
+  hypervisors: ['lib', 'formats/vmx.ts', 'formats/libvirt-xml.ts'],
   workflows: ['lib', 'database'],
   database: ['lib'],
   proxy: ['lib', 'blobs', 'vault', 'datastore', 'nfs', 'nbd', 'formats', 'hypervisors/port.ts'],

@@ -58,11 +58,14 @@ export interface CatalogService {
 
 export const hypervisorRequest = z.strictObject({
   name: newName,
-  kind: z.literal('libvirt', 'must be libvirt').default('libvirt'),
+  kind: z.enum(['libvirt', 'vsphere'], 'must be libvirt or vsphere').default('libvirt'),
   uri: z
     .string('must be text')
     .max(1024, 'must be at most 1024 characters long')
-    .regex(/^[a-z][a-z0-9+.-]*:\/\/\/?\S*$/u, 'must be a libvirt URI such as qemu:///system'),
+    .regex(
+      /^[a-z][a-z0-9+.-]*:\/\/\/?\S*$/u,
+      'must be a libvirt URI such as qemu:///system, or https://vcenter/sdk',
+    ),
   datastores: z
     .array(
       z.strictObject({ name: newName, path: absolutePath }),
@@ -70,7 +73,24 @@ export const hypervisorRequest = z.strictObject({
     )
     .max(catalogLimits.datastoresMax, `must be at most ${catalogLimits.datastoresMax}`)
     .default([])
-    .describe('Directories on its host that production disks live in.'),
+    .describe('libvirt: directories on its host that production disks live in.'),
+  user: z.string('must be text').min(1, 'must not be empty').max(256).optional(),
+  password: z
+    .string('must be text')
+    .min(1, 'must not be empty')
+    .max(1024, 'must be at most 1024 characters long')
+    .optional()
+    .describe('vsphere: kept in a file of the server; never told again.'),
+  fingerprint: z
+    .string('must be text')
+    .max(256, 'must be at most 256 characters long')
+    .optional()
+    .describe('vsphere: SHA-256 of its certificate, AA:BB:…'),
+  authority: z
+    .string('must be text')
+    .max(catalogLimits.authorityBytesMax, 'must be at most 256 KiB')
+    .optional()
+    .describe('vsphere: certificate of the authority that issued its own, PEM.'),
 });
 export type HypervisorRequest = z.output<typeof hypervisorRequest>;
 export type HypervisorRequestInput = z.input<typeof hypervisorRequest>;
@@ -81,6 +101,8 @@ export const hypervisorView = z.object({
   kind: z.string(),
   uri: z.string(),
   datastores: list(z.object({ name: z.string(), path: z.string() })),
+  user: z.string().exactOptional(),
+  trust: z.string().exactOptional().describe('vsphere: why it is believed to be the one meant.'),
   createdMs: timeMs,
   state: z.enum(['reachable', 'unreachable', 'unknown']),
   checkedMs: timeMs.nullable(),

@@ -88,6 +88,9 @@ test('domain: name, identity, disks, interfaces and nvram are found', () => {
     name: 'db & web',
     uuid: '11111111-2222-3333-4444-555555555555',
     nvram: '/var/lib/nvram/db.fd',
+    memoryBytes: undefined,
+    processors: undefined,
+    isEfi: false,
     interfaces: [{ mac: '52:54:00:00:00:01', network: 'default', model: 'virtio' }],
     disks: [
       {

@@ -11,6 +11,9 @@ export interface DomainDescription {
   readonly interfaces: readonly DomainInterface[];
   /** Path of the UEFI variables. */
   readonly nvram: string | undefined;
+  readonly memoryBytes: number | undefined;
+  readonly processors: number | undefined;
+  readonly isEfi: boolean;
 }
 
 export interface DomainDisk {
@@ -47,7 +50,24 @@ export function describeDomain(xml: string, where: string): DomainDescription {
     disks: children(devices, 'disk').flatMap((disk) => describeDisk(disk)),
     interfaces: children(devices, 'interface').map(describeInterface),
     nvram: nvram === '' ? undefined : nvram,
+    memoryBytes: memoryBytes(child(domain, 'memory')),
+    processors: wholeNumber(textOf(child(domain, 'vcpu'))),
+    isEfi:
+      attribute(os, 'firmware') === 'efi' || attribute(child(os, 'loader'), 'type') === 'pflash',
   };
+}
+
+/** libvirt: "unit defaults to KiB"; KB is 1000, k is 1024. */
+function memoryBytes(memory: XmlNode | undefined): number | undefined {
+  const count = wholeNumber(textOf(memory));
+  const unit = (attribute(memory, 'unit') || 'KiB').toLowerCase();
+  const power = ['b', 'k', 'm', 'g', 't'].indexOf(unit.replace(/^bytes?$/u, 'b').slice(0, 1));
+  const base = /^[kmgt]b$/u.test(unit) ? 1000 : 1024;
+  return count === undefined || power < 0 ? undefined : count * base ** power;
+}
+
+function wholeNumber(text: string): number | undefined {
+  return /^\d{1,15}$/u.test(text) ? Number(text) : undefined;
 }
 
 /** A node of the parser's ordered form: one key that is the tag, and attributes under `:@`. */

@@ -3,7 +3,7 @@ import type { Clock } from '../lib/clock.ts';
 import type { Hypervisor } from './port.ts';
 
 /** Calls that may be told to fail or to be slow. `configure` is pure and never fails by itself. */
-export type HypervisorCall = Exclude<keyof Hypervisor, 'kind' | 'configure'>;
+export type HypervisorCall = Exclude<keyof Hypervisor, 'kind' | 'configure' | 'close'>;
 
 /**
  * Scripted faults of the memory hypervisor, each used up by one call. `before`: the call changed

@@ -21,6 +21,7 @@ import type {
   MachineDisk,
   MachineSummary,
   PowerState,
+  PreflightSpec,
   RegisterSpec,
   RelocateResult,
   RelocateSpec,
@@ -28,6 +29,7 @@ import type {
   TestReport,
   Traces,
 } from './port.ts';
+import { preflightOf } from './memory-preflight.ts';
 import { tracesOf } from './memory-traces.ts';
 
 /**
@@ -84,6 +86,10 @@ export class MemoryHypervisor implements Hypervisor {
       problems: [],
       facts: { emulator: 'none' },
     }));
+  }
+
+  preflight({ hostId }: PreflightSpec): Promise<TestReport> {
+    return this.#call('preflight', () => preflightOf(this.#world.hosts, hostId));
   }
 
   inventory(): Promise<Inventory> {

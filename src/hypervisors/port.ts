@@ -11,6 +11,11 @@ export interface Hypervisor {
   readonly kind: 'libvirt' | 'vsphere' | 'memory';
   /** Everything that is wrong at once; changes nothing. */
   test(): Promise<TestReport>;
+  /**
+   * What would keep a recovery on that host from working, all of it at once; asked before anything
+   * is changed. Whether the machine's name is free is the recovery's own to know.
+   */
+  preflight(spec: PreflightSpec): Promise<TestReport>;
   inventory(): Promise<Inventory>;
   machine(idOrName: string): Promise<MachineDetail>;
 
@@ -64,6 +69,15 @@ export interface Hypervisor {
 
   /** Everything there that looks like ours, for the reconciler. Changes nothing. */
   traces(): Promise<Traces>;
+
+  /** Logs out where there is something to log out of; a later call begins anew. */
+  close?(): Promise<void>;
+}
+
+export interface PreflightSpec {
+  readonly hostId: string;
+  /** What will be mounted there; mounted already, it needs no further place. */
+  readonly datastore?: string;
 }
 
 export interface TestReport {
@@ -217,6 +231,11 @@ export interface ConfiguredMachine {
   readonly text: string;
   /** What was changed, one sentence each, for the log and the dry run. */
   readonly changes: readonly string[];
+  /**
+   * To lie beside it, unless there already: a copy of another file of the folder, or empty. What a
+   * guest wrote into one is kept when the machine is configured again.
+   */
+  readonly extraFiles?: readonly { readonly name: string; readonly copyOf?: string }[];
 }
 
 export interface RegisterSpec {

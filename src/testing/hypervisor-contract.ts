@@ -3,6 +3,7 @@ import { after, before, describe, it } from 'node:test';
 import { isRouseError } from '../errors.ts';
 import type { ErrorCode } from '../errors.ts';
 import type {
+  ConfiguredMachine,
   ConfigureSpec,
   DatastoreSpec,
   Hypervisor,
@@ -26,6 +27,10 @@ export interface HypervisorWorld {
   /** Slow enough that a relocation of `disk` can be cancelled. */
   readonly slowBytesPerSecond: number;
   readonly scratchDirectory: string;
+  /** What the driver refuses with `hypervisor-unsupported`, as its documentation says. */
+  readonly refuses?: readonly ('backup' | 'createDisk')[];
+  /** Puts a configuration into the export's folder, where the manager reads it from there. */
+  place?(configured: ConfiguredMachine): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -263,6 +268,10 @@ function describeDisks(world: World): void {
   it('creates a disk for a full restore, and removes it', async () => {
     const { hypervisor, targetDatastoreId } = world();
     const spec = { machineName: 'contract', diskName: 'vdz', sizeBytes: 1 << 20 };
+    if (world().refuses?.includes('createDisk') === true) {
+      await rejectsWith('hypervisor-unsupported', hypervisor.createDisk(targetDatastoreId, spec));
+      return;
+    }
     const target = await hypervisor.createDisk(targetDatastoreId, spec);
     assert.equal(target.sizeBytes, 1 << 20);
     assert.deepEqual(await hypervisor.createDisk(targetDatastoreId, spec), target);
@@ -276,6 +285,10 @@ function describeBackup(world: World): void {
   it('begins a backup once by its token, refuses a second one, and ends', async () => {
     const { hypervisor, sourceMachineId, scratchDirectory } = world();
     const spec = { machineId: sourceMachineId, token: 'contract-token-1', scratchDirectory };
+    if (world().refuses?.includes('backup') === true) {
+      await rejectsWith('hypervisor-unsupported', hypervisor.beginBackup(spec));
+      return;
+    }
     const source = await hypervisor.beginBackup(spec);
     const machine = await hypervisor.machine(sourceMachineId);
     assert.equal(source.kind, 'full');
@@ -303,6 +316,7 @@ function describeBackup(world: World): void {
 
   it('goes on in full, saying why, when the last checkpoint is not there', async () => {
     const { hypervisor, sourceMachineId, scratchDirectory } = world();
+    if (world().refuses?.includes('backup') === true) return;
     const source = await hypervisor.beginBackup({
       machineId: sourceMachineId,
       token: 'contract-token-3',
@@ -361,6 +375,7 @@ async function registerSpec(world: HypervisorWorld, name: string): Promise<Regis
   const { configuration } = await hypervisor.machine(sourceMachineId);
   const spec = configureSpec(world, name, configuration);
   const configured = hypervisor.configure(spec);
+  await world.place?.(configured);
   return { hostId, name, datastore, folder, configured, mark: spec.mark };
 }
 

@@ -380,7 +380,9 @@ function hypervisorService(calls: unknown[]): HypervisorService {
         throw new RouseError('already-exists', `a hypervisor is called "${request.name}" already`);
       }
       const state = 'reachable' as const;
-      const added = { ...request, id: 'hyp2', createdMs: stubNowMs, state, checkedMs: stubNowMs };
+      const { name, kind, uri, datastores } = request;
+      const seen = { createdMs: stubNowMs, state, checkedMs: stubNowMs };
+      const added = { id: 'hyp2', name, kind, uri, datastores, ...seen };
       known.push(added);
       return added;
     },

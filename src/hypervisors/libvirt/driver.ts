@@ -16,6 +16,7 @@ import type {
   Inventory,
   MachineDetail,
   PowerState,
+  PreflightSpec,
   RegisterSpec,
   RelocateResult,
   RelocateSpec,
@@ -90,6 +91,11 @@ export class LibvirtHypervisor implements Hypervisor {
 
   test(): Promise<TestReport> {
     return testHost(this.#context, () => this.#decideKvm(true));
+  }
+
+  async preflight({ hostId }: PreflightSpec): Promise<TestReport> {
+    await this.#checkHost(hostId);
+    return testHost(this.#context, () => this.#decideKvm());
   }
 
   async inventory(): Promise<Inventory> {

@@ -1,0 +1,171 @@
+import type { IncomingHttpHeaders } from 'node:http';
+import * as https from 'node:https';
+import { RouseError } from '../../errors.ts';
+import { vsphereLimits } from './limits.ts';
+import { connectionError, nameOf, TrustedAgent } from './trust.ts';
+import type { Trust } from './trust.ts';
+
+/** HTTP with one trusted peer: bounded in time, in bytes and in calls at once. */
+export interface HttpCall {
+  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
+  /** `/sdk`, `/folder/…?dsName=…`, already encoded. */
+  readonly path: string;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly body?: string;
+  readonly timeoutMs?: number;
+  readonly signal?: AbortSignal | undefined;
+  readonly replyBytesMax?: number;
+  /** Sent again when an idle connection turns out to be dead. */
+  readonly repeatable?: boolean;
+  /** Waits for news by design: does not take one of the places of short calls. */
+  readonly isLong?: boolean;
+}
+
+export interface HttpReply {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  readonly body: Buffer;
+}
+
+export class TrustedHttp {
+  /** Where it is: for sentences. */
+  readonly name: string;
+  readonly #host: string;
+  readonly #port: number;
+  readonly #agent: TrustedAgent;
+  readonly #places = new Places(vsphereLimits.callsMax);
+
+  constructor(url: URL, trust: Trust) {
+    this.#host = url.hostname.replace(/^\[|\]$/gu, '');
+    this.#port = url.port === '' ? 443 : Number(url.port);
+    this.name = nameOf({ host: this.#host, port: this.#port });
+    this.#agent = new TrustedAgent(trust);
+  }
+
+  async call(call: HttpCall): Promise<HttpReply> {
+    const leave = call.isLong === true ? () => undefined : await this.#places.enter();
+    try {
+      return await this.#once(call, call.repeatable === true);
+    } finally {
+      leave();
+    }
+  }
+
+  close(): void {
+    this.#agent.destroy();
+  }
+
+  async #once(call: HttpCall, mayRepeat: boolean): Promise<HttpReply> {
+    try {
+      return await this.#send(call);
+    } catch (error) {
+      if (!(error instanceof StaleConnection)) throw error;
+      if (mayRepeat) return this.#once(call, false);
+      throw error.inner;
+    }
+  }
+
+  #send(call: HttpCall): Promise<HttpReply> {
+    const timeoutMs = call.timeoutMs ?? vsphereLimits.callTimeoutMs;
+    const what = `${call.method} ${call.path.replace(/\?.*$/u, '')}`;
+    const late = () =>
+      new RouseError('time-out', `${this.name} did not answer ${what} within ${timeoutMs} ms`, {
+        advice: 'Look at its load; the call may have taken effect all the same.',
+      });
+    return new Promise((resolve, reject) => {
+      if (call.signal?.aborted) return reject(cancelled(what));
+      const request = https.request({
+        host: this.#host,
+        port: this.#port,
+        agent: this.#agent,
+        method: call.method,
+        path: call.path,
+        headers: {
+          ...call.headers,
+          ...(call.body === undefined ? {} : { 'Content-Length': Buffer.byteLength(call.body) }),
+        },
+      });
+      const timer = setTimeout(() => request.destroy(late()), timeoutMs);
+      const onAbort = () => request.destroy(cancelled(what));
+      call.signal?.addEventListener('abort', onAbort, { once: true });
+      const settle = (end: () => void) => {
+        clearTimeout(timer);
+        call.signal?.removeEventListener('abort', onAbort);
+        end();
+      };
+      const fail = (error: Error) => settle(() => reject(this.#failure(error, request)));
+      request.once('error', fail);
+      request.once('response', (response) => {
+        collect(response, call.replyBytesMax ?? vsphereLimits.replyBytesMax, what).then(
+          (body) =>
+            settle(() =>
+              resolve({ status: response.statusCode ?? 0, headers: response.headers, body }),
+            ),
+          (error: unknown) => {
+            request.destroy();
+            fail(error instanceof Error ? error : new Error(String(error)));
+          },
+        );
+      });
+      request.end(call.body);
+    });
+  }
+
+  #failure(error: Error, request: { readonly reusedSocket: boolean }): Error {
+    const known = connectionError(error, { host: this.#host, port: this.#port });
+    const isBroken = known.code === 'host-unreachable' && !(error instanceof RouseError);
+    return request.reusedSocket && isBroken ? new StaleConnection(known) : known;
+  }
+}
+
+/** The connection had been idle and was closed by the other side before anything came back. */
+class StaleConnection extends Error {
+  readonly inner: RouseError;
+
+  constructor(inner: RouseError) {
+    super(inner.message);
+    this.inner = inner;
+  }
+}
+
+async function collect(
+  response: AsyncIterable<unknown>,
+  bytesMax: number,
+  what: string,
+): Promise<Buffer> {
+  const parts: Buffer[] = [];
+  let size = 0;
+  for await (const part of response) {
+    const bytes = Buffer.isBuffer(part) ? part : Buffer.from(String(part));
+    size += bytes.length;
+    if (size > bytesMax) {
+      throw new RouseError('hypervisor-error', `the answer to ${what} is larger than ${bytesMax}`);
+    }
+    parts.push(bytes);
+  }
+  return Buffer.concat(parts);
+}
+
+function cancelled(what: string): RouseError {
+  return new RouseError('cancelled', `${what} was cancelled`);
+}
+
+/** Calls at once; the rest queues in order. */
+class Places {
+  #free: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(count: number) {
+    this.#free = count;
+  }
+
+  async enter(): Promise<() => void> {
+    if (this.#free > 0) this.#free -= 1;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    return () => {
+      const next = this.#waiting.shift();
+      if (next === undefined) this.#free += 1;
+      else next();
+    };
+  }
+}

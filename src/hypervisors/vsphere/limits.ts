@@ -1,0 +1,54 @@
+const MiB = 1024 * 1024;
+
+/** Bounds of what we do with vCenter and ESXi, with their arithmetic, as in src/limits.ts. */
+export const vsphereLimits = {
+  /** TCP and TLS on a local network take milliseconds; a busy vCenter took 5 s in trials. */
+  connectMsMax: 15_000,
+  /** Most calls take 50 ms; mounting a datastore that does not answer takes ESXi up to 30 s. */
+  callTimeoutMs: 120_000,
+  /** A page of 100 machines with all devices is about 3 MiB. */
+  replyBytesMax: 64 * MiB,
+  /** vim25's deepest answers are some 20 levels. */
+  xmlDepthMax: 64,
+  /** Short calls at once: a vCenter serves 8 of ours beside everybody else's. */
+  callsMax: 8,
+  /** Besides them, calls that wait for tasks: one for each recovery that is being relocated. */
+  socketsMax: 256,
+  freeSocketsMax: 8,
+  /** Objects in one page of the property collector. */
+  pageObjects: 100,
+  /** Objects asked for by name in one call: 500 x 150 bytes of request. */
+  namedObjectsMax: 500,
+  /** The property collector answers at least this often; half of what proxies let idle. */
+  updateWaitSeconds: 30,
+  /** On top of it, for the answer itself. */
+  updateSlackMs: 60_000,
+  /** A vCenter that restarts while a task of ours runs is waited for this long. */
+  awayMsMax: 300_000,
+  awayPauseMs: 2_000,
+  /** A task other than a relocation: registering and powering on take seconds. */
+  taskMsMax: 600_000,
+  /** A relocation of 16 TiB at 100 MiB/s takes 47 h; its signal ends it earlier. */
+  relocateMsMax: 14 * 86_400_000,
+  /** A task that was told to end does so within this. */
+  cancelMsMax: 60_000,
+  relocateRounds: 3,
+  /** After a refused login none is tried for so long: accounts get locked after five. */
+  refusedLoginMs: 60_000,
+  /** What a guest gets to shut down before it is switched off. */
+  shutdownGraceMs: 60_000,
+  /** NFS.MaxVolumes says it; this is its default on ESXi 6.0 to 8.0. */
+  nasVolumesDefault: 32,
+  /** Four controllers of a kind; 16 targets of a SCSI one, its own being 7; 30 ports of AHCI. */
+  controllersMax: 4,
+  scsiUnits: 16,
+  scsiOwnUnit: 7,
+  sataUnits: 30,
+  /** A machine's configuration and the picture of its screen, fetched over HTTP. */
+  fileBytesMax: 16 * MiB,
+  fileTimeoutMs: 15_000,
+  /** Parents between a host and its data centre: folders can be nested, 10 levels are many. */
+  parentsMax: 64,
+  /** Kerberos allows five minutes; so do certificates and sessions, and so do we. */
+  clockDriftMsMax: 300_000,
+} as const;
