@@ -1,6 +1,7 @@
 import { posix } from 'node:path';
 import { isRouseError, RouseError } from '../errors.ts';
 import type {
+  ConfiguredMachine,
   ConfigureSpec,
   DatastoreSpec,
   Host,
@@ -24,6 +25,7 @@ import {
   type RecoveryInput,
 } from './plan.ts';
 import { candidateView, chosenOf, hostNow, placeRecovery, wantedHostId } from './placing.ts';
+import { refuseUnfit } from './preflight.ts';
 import { restoreDisks, type RestoredDisk, undoRestore } from './restoring.ts';
 import { proxyOf, type RecoveryWorld } from './world.ts';
 
@@ -92,7 +94,8 @@ export class OpeningSteps {
     const hypervisor = await this.#hypervisor(input);
     const inventory = await hypervisor.inventory();
     const { host, why } = hostOf(context, inventory);
-    refuseTakenName(inventory, input, await hypervisor.findMarked(input.recoveryId));
+    const ours = await hypervisor.findMarked(input.recoveryId);
+    await refuseUnfit(hypervisor, inventory, host, input, ours);
     await this.#world.recoveries.update(input.recoveryId, {
       host: host.name,
       clients: host.addresses,
@@ -250,11 +253,9 @@ export class OpeningSteps {
     const configured = hypervisor.configure(spec);
     if (input.mode === 'instant') {
       const path = posix.join(spec.folder, configured.fileName);
-      await proxy.calls.writeCloneFile(
-        cloneIdOf(input, proxy.name),
-        path,
-        Buffer.from(configured.text),
-      );
+      const clone = cloneIdOf(input, proxy.name);
+      await writeExtraFiles(proxy, clone, spec.folder, configured);
+      await proxy.calls.writeCloneFile(clone, path, Buffer.from(configured.text));
     }
     const machineId = await hypervisor.register({
       hostId: chosenHost(context).id,
@@ -326,21 +327,6 @@ function firstConnected(inventory: Inventory): string {
   return inventory.hosts.find(({ state }) => state === 'connected')?.id ?? '';
 }
 
-/** A name or a kept identity that somebody else has is refused before anything is made. */
-export function refuseTakenName(
-  inventory: Inventory,
-  input: Pick<RecoveryInput, 'name' | 'mode'>,
-  ours: string | undefined,
-): void {
-  // No machine of that name is made.
-  if (input.mode === 'flr') return;
-  const other = inventory.machines.find(({ name }) => name === input.name);
-  if (other === undefined || other.id === ours) return;
-  throw new RouseError('already-exists', `a machine named ${input.name} exists (${other.uuid})`, {
-    advice: `Choose another name: --name ${input.name}-recovered`,
-  });
-}
-
 function chosenHost(context: Context): ChosenHost {
   return resultOf<ChosenHost>(context, 'Host');
 }
@@ -358,6 +344,29 @@ function resultOf<T>(context: Context, step: string): T {
   const result = context.result(step);
   if (result === undefined) throw new RouseError('internal', `step ${step} has left no result`);
   return result as T;
+}
+
+/** What is there already stays: a machine that is woken again has written to it. */
+async function writeExtraFiles(
+  proxy: ReachableProxy,
+  cloneId: string,
+  folder: string,
+  { extraFiles = [] }: ConfiguredMachine,
+): Promise<void> {
+  const read = async (name: string) => {
+    try {
+      return await proxy.calls.readCloneFile(cloneId, posix.join(folder, name));
+    } catch (error) {
+      if (isRouseError(error, 'not-found')) return undefined;
+      throw error;
+    }
+  };
+  for (const { name, copyOf } of extraFiles) {
+    if ((await read(name)) !== undefined) continue;
+    const bytes = copyOf === undefined ? undefined : await read(copyOf);
+    const path = posix.join(folder, name);
+    await proxy.calls.writeCloneFile(cloneId, path, bytes ?? Buffer.alloc(0));
+  }
 }
 
 /** The machine that this recovery registered, found by its mark; undefined when there is none. */

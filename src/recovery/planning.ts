@@ -1,5 +1,5 @@
 import type { Saveset } from '../vault/api.ts';
-import { refuseTakenName } from './opening.ts';
+import { refuseTakenName, refuseUnfit } from './preflight.ts';
 import type { RecoveryInput } from './plan.ts';
 import { candidateView, placeRecovery } from './placing.ts';
 import { plannedSteps } from './planned-steps.ts';
@@ -16,10 +16,13 @@ export async function planOf(
   const { hypervisorId } = input;
   const hypervisor = hypervisorId === null ? undefined : await world.hypervisor(hypervisorId);
   const inventory = await hypervisor?.inventory();
-  if (inventory !== undefined) refuseTakenName(inventory, input, undefined);
   const { candidates, refusal } = await placeRecovery(world, input, inventory);
   const chosen = refusal === undefined ? candidates[0] : undefined;
   const host = inventory?.hosts.find(({ id }) => id === chosen?.hostId);
+  if (hypervisor !== undefined && inventory !== undefined) {
+    if (host === undefined) refuseTakenName(inventory, input, undefined);
+    else await refuseUnfit(hypervisor, inventory, host, input, undefined);
+  }
   const choice = {
     device: await world.device(input.savesetId),
     proxy: chosen?.proxy ?? null,
