@@ -32,6 +32,8 @@ export interface Config {
   readonly exportsFile: string;
   readonly catalogFile: string;
   readonly scratch: string;
+  /** Passwords of hypervisors. */
+  readonly secrets: string;
   readonly logs: string;
   readonly run: string;
   readonly lockFile: string;
@@ -63,6 +65,7 @@ export function configOf(options: UpOptions): Config {
     exportsFile: path.join(data, 'exports.json'),
     catalogFile: path.join(data, 'catalog.sqlite'),
     scratch: path.join(data, 'scratch'),
+    secrets: path.join(data, 'secrets'),
     logs: path.join(data, 'log'),
     run,
     lockFile: path.join(data, 'lock'),

@@ -9,13 +9,14 @@ import { VaultDoor } from './catalog/vault-service.ts';
 import { Backups, type BackupDesk } from './backup/service.ts';
 import { backupWorkflow, type BackupWorld, hypervisorLabel } from './backup/taking.ts';
 import type { Config } from './config.ts';
+import { connectHypervisor } from './connect-hypervisor.ts';
 import { type Database, openDatabase } from './database/database.ts';
 import { RouseError } from './errors.ts';
 import type { BackupSource } from './hypervisors/port.ts';
-import { openLibvirt } from './hypervisors/libvirt/driver.ts';
 import { KnownProxies } from './known-proxies.ts';
 import type { Clock } from './lib/clock.ts';
 import type { Random } from './lib/random.ts';
+import { SecretFiles } from './lib/secret-files.ts';
 import { pick } from './lib/text.ts';
 import { renderMetrics } from './metrics.ts';
 import { fileLevelRecovery } from './recovery/flr.ts';
@@ -105,17 +106,13 @@ class Rooms {
 
   #hypervisorCatalog(): HypervisorCatalog {
     const { config, clock, random } = this.#options;
+    const secrets = new SecretFiles(config.secrets);
     return new HypervisorCatalog({
       clock,
       random,
       rows: this.#catalog.hypervisors,
-      connect: (id, uri, { datastores }) =>
-        openLibvirt({
-          uri,
-          clock,
-          datastores,
-          stateDirectory: path.join(config.data, 'hypervisors', id),
-        }),
+      secrets,
+      connect: (id, spec) => connectHypervisor(id, spec, { clock, data: config.data, secrets }),
       usersOf: async (hypervisorId) => {
         const active = await this.#catalog.recoveries.list({ active: true });
         return active.filter((row) => row.hypervisorId === hypervisorId).map(({ name }) => name);
@@ -312,6 +309,7 @@ class Rooms {
   async stop(): Promise<void> {
     await this.#reconciler.stop();
     await this.#engine.stop();
+    await this.#hypervisors.close();
     await this.#proxies.stop();
   }
 

@@ -1,10 +1,9 @@
 import type { Command } from 'commander';
-import type { TestReport } from '../hypervisors/port.ts';
-import { RouseError } from '../errors.ts';
-import { type Commands, examples, follow, repeated, type Terminal } from '../lib/terminal.ts';
+import { type Commands, examples, follow, type Terminal } from '../lib/terminal.ts';
 import { formatBytes, formatDuration, plural, printable } from '../lib/text.ts';
 import { formatRelative, formatTime } from '../lib/times.ts';
-import type { EventView, ExportEntry, HypervisorView } from './schema.ts';
+import { addHypervisor } from './hypervisor-commands.ts';
+import type { EventView, ExportEntry } from './schema.ts';
 import type { MachineView, SavesetView, Status } from './schema.ts';
 
 /** `rouse status`, `machines`, `savesets`, `exports`, `events` and `hypervisor …`. */
@@ -228,111 +227,4 @@ function printEvent(event: EventView, terminal: Terminal): void {
   const level = event.level === 'info' ? '' : `${event.level}: `;
   const line = `${formatTime(event.atMs)}  ${level}${text}`;
   terminal.print(chosen === undefined ? line : terminal.paint(chosen, line));
-}
-
-function addHypervisor(program: Command, terminal: Terminal): void {
-  const parent = program
-    .command('hypervisor')
-    .description('add, list and test hypervisors; see hypervisor --help');
-  addHypervisorAdd(parent, terminal);
-  const list = parent
-    .command('list')
-    .description('list the hypervisors that Rouse knows')
-    .action(async () => {
-      const client = await terminal.client();
-      const answer = (await client.get('/v1/hypervisors')) as {
-        readonly hypervisors: readonly HypervisorView[];
-      };
-      terminal.answer(answer, () =>
-        terminal.table(
-          [
-            { title: 'name', flexible: true, minWidth: 8 },
-            { title: 'kind', minWidth: 7 },
-            { title: 'uri', flexible: true, minWidth: 14, cut: 'middle' },
-            { title: 'state', minWidth: 11 },
-            { title: 'datastores', flexible: true, minWidth: 10 },
-          ],
-          answer.hypervisors.map((entry) => [
-            entry.name,
-            entry.kind,
-            entry.uri,
-            entry.state,
-            entry.datastores.map((datastore) => datastore.name).join(' '),
-          ]),
-          'No hypervisor is known. Add one: rouse hypervisor add lab qemu:///system',
-        ),
-      );
-    });
-  examples(list, ['rouse hypervisor list']);
-  const test = parent
-    .command('test')
-    .description('show everything that is wrong with one; changes nothing')
-    .argument('<hypervisor>', 'name or id')
-    .action((reference: string) => testHypervisor(reference, terminal));
-  examples(test, ['rouse hypervisor test lab']);
-  const remove = parent
-    .command('remove')
-    .description('forget one; changes nothing on it')
-    .argument('<hypervisor>', 'name or id')
-    .action(async (reference: string) => {
-      const client = await terminal.client();
-      await client.delete(`/v1/hypervisors/${encodeURIComponent(reference)}`);
-      terminal.answer({ removed: reference }, () =>
-        terminal.print(`Rouse does not know ${printable(reference)} any more.`),
-      );
-    });
-  examples(remove, ['rouse hypervisor remove lab']);
-}
-
-function addHypervisorAdd(parent: Command, terminal: Terminal): void {
-  const add = parent
-    .command('add')
-    .description('add a hypervisor once its test is passed')
-    .argument('<name>', 'what to call it')
-    .argument('<uri>', 'a libvirt URI: qemu:///system, qemu+ssh://root@host/system')
-    .option('--datastore <name=path>', 'a directory for production disks (repeatable)', repeated)
-    .action(
-      async (name: string, uri: string, options: { readonly datastore?: readonly string[] }) => {
-        const datastores = (options.datastore ?? []).map(datastoreOf);
-        const client = await terminal.client();
-        const request = { name, kind: 'libvirt', uri, datastores };
-        const added = (await client.post('/v1/hypervisors', request)) as HypervisorView;
-        terminal.answer(added, () => {
-          terminal.print(`${printable(added.name)} is added.`);
-          terminal.print('→ rouse machines   shows its machines');
-        });
-      },
-    );
-  examples(add, ['rouse hypervisor add lab qemu:///system --datastore prod=/srv/images']);
-}
-
-function datastoreOf(text: string): { name: string; path: string } {
-  const at = text.indexOf('=');
-  if (at > 0 && text[at + 1] === '/') return { name: text.slice(0, at), path: text.slice(at + 1) };
-  throw new RouseError('bad-request', `--datastore "${text}" is not NAME=PATH`, {
-    advice: 'Give a name and an absolute path: --datastore prod=/srv/images',
-  });
-}
-
-async function testHypervisor(reference: string, terminal: Terminal): Promise<void> {
-  const client = await terminal.client();
-  const path = `/v1/hypervisors/${encodeURIComponent(reference)}/test`;
-  const report = (await client.post(path)) as TestReport;
-  terminal.answer(report, () => {
-    const verdict = report.ok
-      ? terminal.paint('green', 'is usable')
-      : terminal.paint('red', 'is not usable');
-    terminal.print(`${printable(reference)} ${verdict} (${printable(report.version)}).`);
-    for (const [name, value] of Object.entries(report.facts)) {
-      terminal.print(`${printable(name).padEnd(20)}${printable(value)}`);
-    }
-    for (const problem of report.problems) {
-      terminal.print(terminal.paint('yellow', `! ${printable(problem.message)}`));
-      terminal.print(`  → ${printable(problem.advice)}`);
-    }
-  });
-  if (report.ok) return;
-  throw new RouseError('hypervisor-error', `${reference} did not pass its test`, {
-    advice: report.problems[0]?.advice ?? 'Read what it said.',
-  });
 }

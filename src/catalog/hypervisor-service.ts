@@ -5,17 +5,31 @@ import type { Random } from '../lib/random.ts';
 import { pick } from '../lib/text.ts';
 import type { HypervisorRow, Hypervisors as HypervisorRows } from './hypervisors.ts';
 import type { HypervisorRequest, HypervisorService, HypervisorView } from './schema.ts';
+import { type VsphereOptions, vsphereOptions } from './vsphere-request.ts';
 
 /** What a driver is made from: the row's own words. */
 export interface HypervisorOptions {
   readonly datastores: readonly { readonly name: string; readonly path: string }[];
+  readonly vsphere?: VsphereOptions;
+}
+
+/** What was added: enough to connect to, with its secret. */
+export interface HypervisorSpec {
+  readonly kind: string;
+  readonly uri: string;
+  readonly options: HypervisorOptions;
 }
 
 export interface HypervisorDesk {
   readonly clock: Clock;
   readonly random: Random;
   readonly rows: HypervisorRows;
-  connect(id: string, uri: string, options: HypervisorOptions): Promise<Hypervisor>;
+  connect(id: string, spec: HypervisorSpec): Promise<Hypervisor>;
+  /** Where passwords are kept, by the hypervisor's id. */
+  readonly secrets: {
+    put(id: string, secret: string): Promise<void>;
+    remove(id: string): Promise<void>;
+  };
   /** Names of what still runs on it. */
   usersOf(hypervisorId: string): Promise<readonly string[]>;
 }
@@ -39,7 +53,7 @@ export class HypervisorCatalog implements HypervisorService {
     if (known !== undefined) return known;
     const row = (await this.rows()).find((candidate) => candidate.id === id);
     if (row === undefined) throw new RouseError('not-found', `hypervisor ${id} was removed`);
-    const driver = await this.#desk.connect(id, row.uri, optionsOf(row));
+    const driver = await this.#desk.connect(id, { ...row, options: optionsOf(row) });
     this.#drivers.set(id, driver);
     return driver;
   }
@@ -64,6 +78,7 @@ export class HypervisorCatalog implements HypervisorService {
       kind: row.kind,
       uri: row.uri,
       datastores: optionsOf(row).datastores,
+      ...trustView(optionsOf(row).vsphere),
       createdMs: row.addedMs,
       state: seen === undefined ? 'unknown' : seen.ok ? 'reachable' : 'unreachable',
       checkedMs: seen?.atMs ?? null,
@@ -83,19 +98,26 @@ export class HypervisorCatalog implements HypervisorService {
       );
     }
     const id = random.id();
-    const options: HypervisorOptions = { datastores: request.datastores };
-    const driver = await this.#desk.connect(id, request.uri, options);
-    const report = await driver.test();
-    if (!report.ok) throw refusal(request.name, report);
-    await rows.put({
-      id,
-      name: request.name,
-      kind: request.kind,
-      uri: request.uri,
-      options,
-      addedMs: clock.now(),
-    });
-    this.#drivers.set(id, driver);
+    const { name, kind, uri, datastores } = request;
+    const isVsphere = kind === 'vsphere';
+    const options: HypervisorOptions = {
+      datastores,
+      ...(isVsphere ? { vsphere: await vsphereOptions(request) } : {}),
+    };
+    try {
+      if (isVsphere) await this.#desk.secrets.put(id, request.password ?? '');
+      const driver = await this.#desk.connect(id, { kind, uri, options });
+      const report = await driver.test();
+      if (!report.ok) {
+        await driver.close?.();
+        throw refusal(name, report);
+      }
+      await rows.put({ id, name, kind, uri, options, addedMs: clock.now() });
+      this.#drivers.set(id, driver);
+    } catch (error) {
+      await this.#desk.secrets.remove(id);
+      throw error;
+    }
     this.#seen.set(id, { ok: true, atMs: clock.now() });
     return this.get(id);
   }
@@ -109,7 +131,17 @@ export class HypervisorCatalog implements HypervisorService {
       });
     }
     await this.#desk.rows.remove(row.id);
+    const driver = this.#drivers.get(row.id);
     this.#drivers.delete(row.id);
+    await driver?.close?.();
+    await this.#desk.secrets.remove(row.id);
+  }
+
+  /** Logs out everywhere. */
+  async close(): Promise<void> {
+    const drivers = [...this.#drivers.values()];
+    this.#drivers.clear();
+    await Promise.allSettled(drivers.map((driver) => driver.close?.()));
   }
 
   async test(reference: string): Promise<TestReport> {
@@ -143,7 +175,7 @@ function refusal(name: string, report: TestReport): RouseError {
   const messages = report.problems.map(({ message }) => message);
   const advice = report.problems.map((problem) => problem.advice).join(' ');
   return new RouseError('hypervisor-error', `${name} cannot be used: ${messages.join('; ')}`, {
-    advice: advice || 'Try the same with virsh.',
+    advice: advice || 'Look at what it said.',
     details: { problems: report.problems },
   });
 }
@@ -151,4 +183,11 @@ function refusal(name: string, report: TestReport): RouseError {
 function optionsOf(row: HypervisorRow): HypervisorOptions {
   // Written by `add`, whose request was checked against schema.ts.
   return row.options as HypervisorOptions;
+}
+
+function trustView(options: VsphereOptions | undefined): { user?: string; trust?: string } {
+  if (options === undefined) return {};
+  const { user, fingerprint } = options;
+  const trust = fingerprint === undefined ? 'its authority' : `fingerprint ${fingerprint}`;
+  return { user, trust };
 }
