@@ -152,7 +152,7 @@ async function checkOneHost(
 const roleAdvice = 'Give the user of Rouse its role at the top of the inventory, with propagation.';
 
 /** By what they are needed on: see docs/guide/vsphere.md for the role as a whole. */
-const needsOfRecovery: Need = {
+export const needsOfRecovery: Need = {
   host: ['Host.Config.Storage'],
   pool: ['Resource.AssignVMToPool'],
   folder: [
@@ -173,7 +173,7 @@ const needsOfRecovery: Need = {
 };
 
 /** What backups need besides. */
-const needsOfAll: Need = {
+export const needsOfAll: Need = {
   ...needsOfRecovery,
   folder: [
     ...needsOfRecovery.folder,
