@@ -88,26 +88,30 @@ func (w *world) start(
 }
 
 func (t *task) end(result types.AnyType, err error) {
-	done := []types.PropertyChange{set("info.completeTime", time.Now())}
-	if err == nil {
-		if result != nil {
-			done = append(done, set("info.result", result))
-		}
-		done = append(done, set("info.state", types.TaskInfoStateSuccess))
-	} else {
-		known := asProblem(err)
-		_, cancelled := known.fault.(*types.RequestCanceled)
-		failed := types.LocalizedMethodFault{Fault: known.fault, LocalizedMessage: known.words}
-		done = append(done, set("info.cancelled", cancelled), set("info.error", failed),
-			set("info.state", types.TaskInfoStateError))
-	}
-	change(t, done...)
+	now := time.Now()
+	change(t, t.outcome(now, result, err)...)
 	// The simulator listens for changes only after it has answered a first wait for updates:
 	// what falls between is said again.
 	for _, pause := range []time.Duration{400 * time.Millisecond, 2 * time.Second} {
 		time.Sleep(pause)
-		change(t, done...)
+		change(t, t.outcome(now, result, err)...)
 	}
+}
+
+// outcome is made anew each time: who waits for updates keeps the list that was given.
+func (t *task) outcome(now time.Time, result types.AnyType, err error) []types.PropertyChange {
+	done := []types.PropertyChange{set("info.completeTime", now)}
+	if err == nil {
+		if result != nil {
+			done = append(done, set("info.result", result))
+		}
+		return append(done, set("info.state", types.TaskInfoStateSuccess))
+	}
+	known := asProblem(err)
+	_, cancelled := known.fault.(*types.RequestCanceled)
+	failed := types.LocalizedMethodFault{Fault: known.fault, LocalizedMessage: known.words}
+	return append(done, set("info.cancelled", cancelled), set("info.error", failed),
+		set("info.state", types.TaskInfoStateError))
 }
 
 // progress says how far it is, and fails where a script says so.
