@@ -29,6 +29,8 @@ export interface HypervisorWorld {
   readonly scratchDirectory: string;
   /** What the driver refuses with `hypervisor-unsupported`, as its documentation says. */
   readonly refuses?: readonly ('backup' | 'createDisk')[];
+  /** A machine that has moved away is production, and the driver itself does not let go of it. */
+  readonly guardsProduction?: boolean;
   /** Puts a configuration into the export's folder, where the manager reads it from there. */
   place?(configured: ConfiguredMachine): Promise<void>;
   close(): Promise<void>;
@@ -342,7 +344,12 @@ async function withMachine(
     await work(id);
   } finally {
     await hypervisor.powerOff(id, 'off');
-    await hypervisor.unregister(id);
+    const hasMoved = !(await hypervisor.datastoreUsers(datastore.name)).includes(id);
+    if (hasMoved && world.guardsProduction === true) {
+      await rejectsWith('wrong-state', hypervisor.unregister(id));
+    } else {
+      await hypervisor.unregister(id);
+    }
     await hypervisor.unmountDatastore(hostId, datastore.name);
   }
 }
