@@ -29,7 +29,7 @@ export function plannedSteps(
   const details: Readonly<Record<string, string>> = {
     Device: `${choice.device.name} at ${choice.device.address}`,
     Proxy: proxy,
-    Host: mode === 'publish' ? `for ${to}` : host,
+    Host: mode === 'publish' ? `for ${to}` : hostDetail(input, host),
     'Hand over': `saveset ${saveset.id} to ${proxy}`,
     'Ask for the copy': disks,
     Clone: `/${input.mtree}/Recover-${choice.proxy ?? 'PROXY'}-ID`,
@@ -50,6 +50,10 @@ export function plannedSteps(
         detail: isSkipped ? 'skipped in this mode' : (details[name] ?? name),
       };
     });
+}
+
+function hostDetail({ target }: RecoveryInput, host: string): string {
+  return target ? `${host}: ${target.name} runs on it` : host;
 }
 
 function configured({ name, identity, connectNetworks }: RecoveryInput): string {

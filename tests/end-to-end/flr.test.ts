@@ -89,7 +89,9 @@ test('a running guest sees the disk of the backup, by its serial', async () => {
     seenAs: null,
   });
   assert.match(view.steps[8]?.detail ?? '', /not confirmed: no guest agent/);
-  const device = (await helper.serial.shell(findDisk(disk.serial))).trim();
+  // Nobody has confirmed it yet: a busy guest takes its time to find a controller and a disk.
+  const found = async () => (await helper.serial.shell(findDisk(disk.serial))).trim() || undefined;
+  const device = await eventually('the disk in the guest', found, 30_000, 250);
   assert.match(device, /^\/dev\/sd[a-z]$/);
   await helper.serial.shell(`mkdir -p /tmp/restored; mount -t ext4 ${device}2 /tmp/restored`);
   assert.equal(await helper.serial.command('hash /tmp/restored/data/known.bin'), scene.knownSha256);

@@ -184,7 +184,7 @@ test('a dry run names host, target and disks, and changes nothing', async () => 
     assert.deepEqual([plan.host, plan.name], ['memory', 'web01-in-helper']);
     assert.deepEqual(plan.changes, ['helper sees vda of the backup, 1 MiB']);
     assert.equal(plan.steps[8]?.name, 'Attach');
-    assert.match(plan.candidates[0]?.reasons.join() ?? '', /helper runs on it/);
+    assert.equal(plan.steps[2]?.detail, 'memory: helper runs on it');
     const made = story.scene.hypervisor.faults.calls.slice(calls);
     assert.deepEqual(new Set(made), new Set(['inventory']));
   });
