@@ -3,15 +3,17 @@
  * with its disk, woken from the vault over NFS, used, moved live to production storage, cleaned up.
  * Everything is done as a person would, through the command line.
  *
- *     npm run demo [-- --keep] [-- --report FILE] [-- --verbose]
+ *     npm run demo [-- --vsphere] [-- --keep] [-- --report FILE] [-- --verbose]
  */
 import { parseArgs } from 'node:util';
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { tmpdir } from 'node:os';
-import { buildGuest, type Guest, guestDomainXml, Heartbeats, SerialConsole } from './guest.ts';
-import { type Libvirt, startLibvirt } from './libvirt.ts';
-import { attempt, eventually, run } from './processes.ts';
+import { libvirtStage } from './demo-libvirt.ts';
+import type { Stage } from './demo-stage.ts';
+import { vsphereStage } from './demo-vsphere.ts';
+import { Heartbeats, type SerialConsole } from './guest.ts';
+import { attempt, eventually } from './processes.ts';
 import { RouseCommand } from './rouse-command.ts';
 import { printSummary, type Report, type StepTime, tell } from './demo-report.ts';
 import { enterWorld, type World } from './world.ts';
@@ -22,6 +24,8 @@ const { values: options } = parseArgs({
     report: { type: 'string' },
     picture: { type: 'string' },
     verbose: { type: 'boolean', default: false },
+    /** On the stand-in for vCenter; otherwise on libvirt. */
+    vsphere: { type: 'boolean', default: false },
   },
 });
 
@@ -53,35 +57,27 @@ try {
   await world.end();
 }
 
-/** The parts that everything below acts on. */
-interface Scene {
-  readonly directory: string;
-  readonly production: string;
-  readonly libvirt: Libvirt;
-  readonly guest: Guest;
-  readonly serial: SerialConsole;
-  readonly beats: Heartbeats;
-  readonly rouse: RouseCommand;
-  virsh(...args: string[]): Promise<string>;
-}
-
 async function demo(place: World): Promise<Report> {
-  const scene = await bootMachine(place);
-  await backUpTwice(scene);
-  await loseEverything(scene);
-  const woken = await wake(scene);
-  const moved = await relocate(scene, woken.recovery.id);
-  const { rouse, serial } = scene;
-  const check = await tell('The file system, from inside', () => serial.command('check', 60_000));
-  const left = await leftovers(scene);
+  const stage = await (options.vsphere ? vsphereStage(place) : libvirtStage(place));
+  const data = join(place.directory, 'data');
+  const rouse = new RouseCommand(place, data, options.verbose, stage.upOptions);
+  await tell('rouse up', () => rouse.up());
+  await stage.prepare(rouse);
+  await stage.lose();
+  const woken = await wake(rouse, stage);
+  const moved = await relocate(rouse, woken.serial, woken.recovery.id);
+  const check = await tell('The file system, from inside', () =>
+    woken.serial.command('check', 60_000),
+  );
+  const left = await leftovers(rouse, stage);
   const stats = await rouse.json<{ logicalBytes: number; storedBytes: number }>('vault', 'stats');
-  const processes = options.keep ? 0 : await endAll(scene);
+  const processes = options.keep ? 0 : await endAll(rouse, stage, place.directory);
   const report: Omit<Report, 'ok'> = {
     steps: moved.steps.map(stepTime),
     timeToPowerOnMilliseconds: woken.recovery.timeToAvailableMs ?? 0,
     timeToHeartbeatMilliseconds: woken.timeToHeartbeatMilliseconds,
     heartbeats: moved.heartbeats,
-    fileHashOk: woken.hash.includes(scene.guest.knownSha256),
+    fileHashOk: woken.hash.includes(stage.knownSha256),
     filesystemCheckOk: check.includes('clean'),
     vault: { logicalBytes: stats.logicalBytes, storedBytes: stats.storedBytes },
     leftovers: { ...left, processes },
@@ -89,73 +85,25 @@ async function demo(place: World): Promise<Report> {
   return { ok: isGood(report), ...report };
 }
 
-/** A guest on production storage, running under a private libvirt. */
-async function bootMachine(place: World): Promise<Scene> {
-  const { directory } = place;
-  const production = join(directory, 'production');
-  await mkdir(production, { recursive: true });
-  const libvirt = await tell('A private libvirt', () =>
-    startLibvirt({ directory: join(directory, 'v') }),
-  );
-  const guest = await tell('A guest of Debian packages', () =>
-    buildGuest({ directory: production, name: 'web01' }),
-  );
-  // Persistent bitmaps, and so incremental backups, need qcow2.
-  const disk = guest.disk.replace(/\.raw$/, '.qcow2');
-  await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', guest.disk, disk]);
-  await rm(guest.disk);
-  const serialLogPath = join(directory, 'serial.log');
-  const commandSocketPath = join(directory, 'command.sock');
-  const domain = join(directory, 'web01.xml');
-  await writeFile(serialLogPath, '');
-  const ports = { serialLogPath, commandSocketPath };
-  await writeFile(domain, guestDomainXml({ name: 'web01', disk, format: 'qcow2', ...ports }));
-  const serial = new SerialConsole({ logPath: serialLogPath, commandSocketPath });
-  const beats = new Heartbeats(serial);
-  const virsh = (...args: string[]) => run('virsh', ['-c', libvirt.uri, ...args]);
-  await tell('web01 boots', async () => {
-    await virsh('define', domain);
-    await virsh('start', 'web01');
-    await beats.next(90_000);
-  });
-  const rouse = new RouseCommand(place, join(directory, 'data'), options.verbose);
-  return { directory, production, libvirt, guest, serial, beats, rouse, virsh };
-}
-
-async function backUpTwice({ rouse, libvirt, production, serial }: Scene): Promise<void> {
-  await tell('rouse up', () => rouse.up());
-  const datastore = `production=${production}`;
-  await rouse.json('hypervisor', 'add', 'lab', libvirt.uri, '--datastore', datastore);
-  await tell('rouse backup web01, while it runs', () => rouse.json('backup', 'web01'));
-  await serial.command('write 4');
-  await tell('rouse backup web01, what changed', () => rouse.json('backup', 'web01'));
-}
-
-async function loseEverything({ virsh, production }: Scene): Promise<void> {
-  await tell('web01 and its disk are destroyed', async () => {
-    await virsh('destroy', 'web01');
-    await virsh('undefine', 'web01', '--nvram', '--checkpoints-metadata');
-    await rm(join(production, 'web01.qcow2'));
-  });
-}
-
 /** From the command to the first sign of life, and what the machine says of itself. */
-async function wake({ rouse, serial }: Scene) {
-  const lostAt = serial.position;
+async function wake(rouse: RouseCommand, stage: Stage) {
+  const before = options.vsphere ? 0 : (await stage.serial()).position;
   const askedMs = performance.now();
   const recovery = await tell('rouse recover web01 --power-on', () =>
     rouse.json<RecoveryView>('recover', 'web01', '--power-on', '--identity', 'keep'),
   );
-  await tell('Its first heartbeat', () => serial.waitFor(/ROUSE heartbeat/, 90_000, lostAt));
+  const serial = await stage.serial();
+  await tell('Its first heartbeat', () => serial.waitFor(/ROUSE heartbeat/, 90_000, before));
   const timeToHeartbeatMilliseconds = Math.round(performance.now() - askedMs);
   const hash = await tell('The known file, from inside', () => serial.command('hash'));
   await serial.command('write 4');
   await rouse.run('show', recovery.id, '--picture', picture);
-  return { recovery, timeToHeartbeatMilliseconds, hash };
+  return { recovery, serial, timeToHeartbeatMilliseconds, hash };
 }
 
 /** Live, while the guest writes and compares; then clean-up has to come by itself. */
-async function relocate({ rouse, serial, beats }: Scene, id: string) {
+async function relocate(rouse: RouseCommand, serial: SerialConsole, id: string) {
+  const beats = new Heartbeats(serial);
   const beforeRelocation = await beats.next(30_000, 2);
   const from = serial.position;
   await tell('rouse relocate, while it writes', async () => {
@@ -180,12 +128,9 @@ async function relocate({ rouse, serial, beats }: Scene, id: string) {
 }
 
 /** Ends all of it and counts what did not end. */
-async function endAll({ virsh, rouse, serial, libvirt, directory }: Scene): Promise<number> {
-  await virsh('destroy', 'web01');
-  await virsh('undefine', 'web01', '--nvram', '--checkpoints-metadata');
+async function endAll(rouse: RouseCommand, stage: Stage, directory: string): Promise<number> {
   await rouse.stop();
-  await serial.close();
-  await libvirt.stop();
+  await stage.end();
   const { stdout } = await attempt('pgrep', ['-f', directory]);
   return stdout.split('\n').filter((line) => line !== '').length;
 }
@@ -225,13 +170,12 @@ function stepTime(step: RecoveryView['steps'][number]): StepTime {
   return { number: step.number, name: step.name, milliseconds };
 }
 
-async function leftovers({ rouse, virsh }: Scene) {
+async function leftovers(rouse: RouseCommand, stage: Stage) {
   const status = await rouse.json<{ proxy: { clones: number; exports: number } }>('status');
-  const xml = await virsh('dumpxml', 'web01');
   return {
     exports: status.proxy.exports,
     clones: status.proxy.clones,
-    registrations: /protocol=.nfs./.test(xml) ? 1 : 0,
+    registrations: await stage.registrations(),
   };
 }
 
