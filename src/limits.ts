@@ -119,6 +119,13 @@ export const nfsLimits = {
   /** One turn of one connection before others get theirs: about 1 ms of small calls. */
   turnCallsMax: 256,
   turnBytesMax: 4 * MiB,
+  /** Awake for the next call so long after a reply: a client on the same host or switch is back. */
+  lookMs: 0.1,
+  /** ... and at most so many turns of the event loop, of some two microseconds each. */
+  looksMax: 200,
+  /** Calls in a row that came so soon before it is tried; after tries in vain, at most so many. */
+  lookAfterCallsMin: 8,
+  lookAfterCallsMax: 1_024,
   /** 200 hosts with 4 connections each, and room. */
   connectionsMax: 1_024,
   connectionsPerAddressMax: 256,

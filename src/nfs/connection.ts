@@ -310,6 +310,7 @@ export class Connection implements SegmentOwner {
       }
       if (count > 1) socket.uncork();
       slices.length = 0;
+      this.shared.nextCall.answered(this.shared.clock.monotonic());
     }
     this.#from.length = 0;
     this.#to.length = 0;
@@ -356,6 +357,7 @@ export class Connection implements SegmentOwner {
     this.#inTurn = true;
     this.#turnBytes = 0;
     this.callStartMs = this.shared.clock.monotonic();
+    this.shared.nextCall.came(this.callStartMs);
     this.nowMs = this.shared.clock.now();
     let calls = 0;
     let wait: 'no' | 'work' | 'turn' = 'no';

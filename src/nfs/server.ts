@@ -7,6 +7,7 @@ import { Connection } from './connection.ts';
 import { DuplicateRequests } from './duplicates.ts';
 import { type ExportDefinition, type ExportStatus, ExportTable } from './exports.ts';
 import { MOUNT_PROGRAM, MOUNT_VERSION, MountProgram } from './mount.ts';
+import { NextCall } from './next-call.ts';
 import { callNfs3 } from './nfs3/program.ts';
 import { NFS_PROGRAM, NFS_VERSION } from './nfs3/types.ts';
 import { PORTMAP_PORT, PORTMAP_PROGRAM, PortmapProgram, type Registration } from './portmap.ts';
@@ -106,6 +107,7 @@ class RunningServer implements NfsServer {
         (serial) => this.#bySerial.get(serial)?.replaced(),
         options.writeNotesMax,
       ),
+      nextCall: new NextCall(options.clock),
       lastSerial: 0,
       inFlightBytes: 0,
       inFlightBytesMax: options.inFlightBytesMax ?? nfsLimits.serverBytesMax,

@@ -2,6 +2,7 @@ import type { Clock } from '../lib/clock.ts';
 import type { Connection } from './connection.ts';
 import type { DuplicateRequests } from './duplicates.ts';
 import type { ExportTable } from './exports.ts';
+import type { NextCall } from './next-call.ts';
 import type { RecentWrites } from './recent-writes.ts';
 import type { SegmentPool } from './segments.ts';
 
@@ -19,6 +20,7 @@ export interface Shared {
   readonly pool: SegmentPool;
   readonly duplicates: DuplicateRequests;
   readonly writes: RecentWrites;
+  readonly nextCall: NextCall;
   /** Of the connection that was opened last; they count from 1. */
   lastSerial: number;
   /** Bytes of calls in flight on all connections. */

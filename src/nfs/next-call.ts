@@ -1,0 +1,71 @@
+import type { Clock } from '../lib/clock.ts';
+import { nfsLimits } from '../limits.ts';
+
+/**
+ * Waits for the next call awake, where it is worth it. A client that sends a call as soon as it has
+ * its reply (a guest that boots, a copy with one request in flight) is back within some tens of
+ * microseconds; a process that went to sleep meanwhile takes as long to be woken, and in a virtual
+ * machine longer. So the event loop is kept turning for a moment after replies have left, while
+ * recent calls came that soon. A look in vain makes it wait for more of them before the next one,
+ * twice as many each time: what is lost is a small part of the time, whatever the client does.
+ */
+export class NextCall {
+  readonly #clock: Clock;
+  /** Runs something in the next turn of the event loop, which does not sleep before it. */
+  readonly #soon: (run: () => void) => void;
+  #answeredMs = -Infinity;
+  /** Calls in a row that came soon, and how many of them begin a look. */
+  #soonInRow = 0;
+  #soonWanted: number = nfsLimits.lookAfterCallsMin;
+  #isLooking = false;
+  #isScheduled = false;
+  #looks = 0;
+
+  constructor(clock: Clock, soon: (run: () => void) => void = nextTurn) {
+    this.#clock = clock;
+    this.#soon = soon;
+  }
+
+  /** Whether the event loop is kept from sleeping. */
+  get isLooking(): boolean {
+    return this.#isLooking;
+  }
+
+  /** Calls came in, on any connection. */
+  came(nowMs: number): void {
+    if (this.#isLooking && this.#soonWanted > nfsLimits.lookAfterCallsMin) this.#soonWanted--;
+    this.#isLooking = false;
+    if (nowMs - this.#answeredMs <= nfsLimits.lookMs) this.#soonInRow++;
+    else this.#soonInRow = 0;
+  }
+
+  /** Replies were handed to the system, on any connection. */
+  answered(nowMs: number): void {
+    this.#answeredMs = nowMs;
+    if (this.#soonInRow < this.#soonWanted) return;
+    this.#isLooking = true;
+    this.#looks = 0;
+    this.#schedule();
+  }
+
+  #schedule(): void {
+    if (this.#isScheduled) return;
+    this.#isScheduled = true;
+    this.#soon(this.#look);
+  }
+
+  readonly #look = (): void => {
+    this.#isScheduled = false;
+    if (!this.#isLooking) return;
+    const isOver = this.#clock.monotonic() - this.#answeredMs > nfsLimits.lookMs;
+    if (!isOver && ++this.#looks < nfsLimits.looksMax) return this.#schedule();
+    this.#isLooking = false;
+    this.#soonInRow = 0;
+    this.#soonWanted = Math.min(this.#soonWanted * 2, nfsLimits.lookAfterCallsMax);
+  };
+}
+
+/** Not unref'd: the event loop goes to sleep over immediates that do not keep it alive. */
+function nextTurn(run: () => void): void {
+  setImmediate(run);
+}
