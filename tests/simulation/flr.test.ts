@@ -186,7 +186,7 @@ test('a dry run names host, target and disks, and changes nothing', async () => 
     assert.equal(plan.steps[8]?.name, 'Attach');
     assert.equal(plan.steps[2]?.detail, 'memory: helper runs on it');
     const made = story.scene.hypervisor.faults.calls.slice(calls);
-    assert.deepEqual(new Set(made), new Set(['inventory']));
+    assert.deepEqual(new Set(made), new Set(['inventory', 'preflight']));
   });
 });
 
