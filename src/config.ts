@@ -22,6 +22,10 @@ export interface UpOptions {
   readonly vault?: string;
   /** Addresses that hypervisor hosts reach this proxy at, the preferred first. */
   readonly address?: readonly string[];
+  /** TCP port at which proxies of other machines join; undefined: none can. 0 takes a free one. */
+  readonly tlsPort?: number;
+  /** Where that listens; all of the machine when undefined. */
+  readonly tlsListen?: string;
 }
 
 export interface Config {
@@ -40,6 +44,13 @@ export interface Config {
   readonly serverSocket: string;
   readonly serverFile: string;
   readonly proxySocket: string;
+  /** Authority and certificate of the server. */
+  readonly tlsDirectory: string;
+  /** undefined: proxies of other machines cannot join. */
+  readonly tls: { readonly port: number; readonly host: string } | undefined;
+  /** What makes it the directory of an enrolled proxy, and what joining leaves until then. */
+  readonly joinedFile: string;
+  readonly joiningFile: string;
   readonly proxyName: string;
   /** Empty: any of this machine. */
   readonly proxyAddresses: readonly string[];
@@ -72,6 +83,16 @@ export function configOf(options: UpOptions): Config {
     serverSocket: socketPath(run, 'server.sock'),
     serverFile: path.join(run, 'server.json'),
     proxySocket: socketPath(run, 'proxy.sock'),
+    tlsDirectory: path.join(data, 'tls'),
+    tls:
+      options.tlsPort === undefined
+        ? undefined
+        : {
+            port: port('--tls-port', options.tlsPort),
+            host: address('--tls-listen', options.tlsListen ?? '::'),
+          },
+    joinedFile: path.join(data, 'joined.json'),
+    joiningFile: path.join(data, 'joining.json'),
     proxyName: 'local',
     proxyAddresses: (options.address ?? []).map((text) => address('--address', text)),
     nfs: {

@@ -1,26 +1,36 @@
 import type { Catalog } from './catalog/catalog.ts';
+import type { ProxyRow } from './catalog/proxies.ts';
 import type { Config } from './config.ts';
 import { RouseError } from './errors.ts';
+import { hostAndPort } from './lib/addresses.ts';
 import type { Clock } from './lib/clock.ts';
 import { httpClient } from './lib/http-client.ts';
-import { proxyLimits } from './limits.ts';
+import type { CertificateFacts } from './lib/identity.ts';
+import type { Random } from './lib/random.ts';
+import { SecureAgent } from './lib/secure-agent.ts';
+import { linkLimits } from './proxy/link-limits.ts';
 import { Ranking } from './placement/ranking.ts';
 import { ProxyRegistry } from './placement/registry.ts';
+import { ProxyDoor } from './placement/door.ts';
 import { proxyClient } from './proxy/client.ts';
 import type { Proxy, ProxyStatus } from './proxy/port.ts';
 import type { ServerLog } from './server.ts';
 
 export interface KnownProxiesParts {
   readonly config: Config;
+  readonly random: Random;
   readonly clock: Clock;
   readonly log: ServerLog;
   readonly catalog: Catalog;
+  transaction<T>(work: () => Promise<T>): Promise<T>;
 }
 
 /** The server's proxies: the embedded one on its socket, and what placement knows of all. */
 export class KnownProxies {
   readonly registry: ProxyRegistry;
   readonly ranking: Ranking;
+  /** Where proxies of other machines come in. */
+  readonly door: ProxyDoor;
   readonly #parts: KnownProxiesParts;
   readonly #stopping = new AbortController();
   #watching: Promise<void> | undefined;
@@ -32,7 +42,7 @@ export class KnownProxies {
     this.registry = new ProxyRegistry({
       clock,
       rows,
-      connect: () => this.#connect(),
+      connect: (row) => (row.kind === 'embedded' ? this.#connect() : this.#callRemote(row)),
       learn: (name, status, calls) => this.#learn(name, status, calls),
       deviceName: async (id) => (await catalog.devices.find(id))?.name ?? id,
       activeRecoveries: () => catalog.recoveries.list({ active: true }),
@@ -44,6 +54,7 @@ export class KnownProxies {
           message,
         }),
     });
+    this.door = new ProxyDoor({ ...parts, registry: this.registry });
     this.ranking = new Ranking({
       clock,
       rows,
@@ -61,10 +72,47 @@ export class KnownProxies {
     };
   }
 
+  /** Over TLS, in both directions with certificates that this server gave. */
+  #callRemote(row: ProxyRow): { calls: Proxy; close(): void } {
+    const { callAddress, callPort, name } = row;
+    const { door } = this;
+    const identity = door.identity;
+    if (identity === undefined || callAddress === null || callPort === null) {
+      const message =
+        identity === undefined
+          ? `proxy ${name} is on another machine, and this server was started without --tls-port`
+          : `proxy ${name} has not been heard of since it joined`;
+      const away = async () => {
+        throw new RouseError('proxy-unreachable', message, {
+          advice:
+            identity === undefined
+              ? 'Start it with --tls-port.'
+              : 'Start it there: rouse up --data DIR',
+        });
+      };
+      return { calls: proxyClient(away), close: () => undefined };
+    }
+    const agent = new SecureAgent({ identity, check: (peer) => this.#wrongPeer(name, peer) });
+    const url = `https://${hostAndPort(callAddress, callPort)}`;
+    const http = httpClient({ url, peer: 'proxy', agent, repeatable: true });
+    return {
+      calls: proxyClient((route, body, timeoutMs) => http.post(route, body, { timeoutMs })),
+      close: () => http.close(),
+    };
+  }
+
+  #wrongPeer(name: string, peer: CertificateFacts): RouseError | undefined {
+    if (peer.role === 'Rouse proxy' && peer.name === name) return undefined;
+    return new RouseError('proxy-unreachable', `who answers for proxy ${name} is ${peer.name}`, {
+      advice: `Two proxies give the same address: compare them with rouse proxy show ${name}.`,
+    });
+  }
+
   /** Knows the embedded proxy, hears it if it answers, and looks after it from then on. */
   async start(): Promise<void> {
     const { config, catalog, clock, log } = this.#parts;
     const { proxyName: name, proxyAddresses: addresses } = config;
+    await this.door.open();
     const known = await catalog.proxies.find(name);
     const enrolledMs = known?.enrolledMs ?? clock.now();
     await catalog.proxies.put({ name, kind: 'embedded', addresses, enrolledMs });
@@ -81,6 +129,7 @@ export class KnownProxies {
   async stop(): Promise<void> {
     this.#stopping.abort();
     await this.#watching;
+    await this.door.close();
     this.registry.close();
   }
 
@@ -89,12 +138,13 @@ export class KnownProxies {
     const { signal } = this.#stopping;
     const silent = new Set<string>();
     for (let isHeard = isThere; ;) {
-      const pauseMs = isHeard ? proxyLimits.heartbeatMs : proxyLimits.firstWordMs;
+      const pauseMs = isHeard ? linkLimits.heartbeatMs : linkLimits.firstWordMs;
       await clock.sleep(pauseMs, signal).catch(() => undefined);
       if (signal.aborted) return;
       try {
         await this.#hear();
         isHeard = true;
+        await this.door.renewWhenDue();
       } catch (error) {
         if (isHeard) log.error({ err: error }, 'the proxy is away');
       }

@@ -28,13 +28,6 @@ export const proxyLimits = {
   ingestReadsMax: 4,
   /** Extents are asked for in strides, so that a map of a 16 TiB disk is never in memory. */
   extentStrideBytes: 1024 * MiB,
-  /** A proxy says this often how it is: 400 bytes of state, and a row written. */
-  heartbeatMs: 5_000,
-  /** Three heartbeats and a little: then it is taken to be away. */
-  silentMsMax: 17_000,
-  /** The embedded proxy is looked for this often until it has answered once. */
-  firstWordMs: 1_000,
-  labelsMax: 64,
   /** Addresses tried for one choice: 16 hosts with 4 each. */
   reachMax: 64,
   /** A host in the same building answers in a millisecond; a person waits for the choice. */

@@ -47,7 +47,7 @@ export async function runServer(options: UpOptions): Promise<void> {
     const entry = { socket: config.serverSocket, pid: process.pid, version };
     fs.writeFileSync(config.serverFile, `${JSON.stringify(entry)}\n`, { mode: 0o600 });
     return {
-      facts: { Server: config.serverSocket },
+      facts: { Server: config.serverSocket, ...server.facts },
       close: async () => {
         fs.rmSync(config.serverFile, { force: true });
         await api.close();

@@ -13,7 +13,8 @@ import type { Random } from './lib/random.ts';
 import { connectNbd } from './nbd/client.ts';
 import { createNfsServer } from './nfs/server.ts';
 import { Clones } from './proxy/clones.ts';
-import { listenForServer } from './proxy/listen.ts';
+import { type JoinedProxy, readJoined } from './proxy/joined.ts';
+import { listenForRemoteServer, listenForServer } from './proxy/listen.ts';
 import { LocalProxy } from './proxy/local-proxy.ts';
 import type { NbdAccess, NbdDisk } from './proxy/runner.ts';
 import { createVault, openVault } from './vault/vault.ts';
@@ -35,12 +36,13 @@ export interface OpenedProxy {
 
 export async function openProxy(options: ProxyOptions): Promise<OpenedProxy> {
   const { config, log, version, clock } = options;
+  const joined = readJoined(config.joinedFile);
   const vault = await openTheVault(options);
   const { addresses, port: nfsPort, mountPort, portmap, portmapPort } = config.nfs;
   const listen = { addresses, nfsPort, mountPort, portmap, portmapPort };
   const nfs = createNfsServer({ clock, log, listen });
   const proxy = new LocalProxy({
-    name: config.proxyName,
+    name: joined?.name ?? config.proxyName,
     version,
     vault,
     vaultPath: config.vault,
@@ -72,11 +74,46 @@ export async function openProxy(options: ProxyOptions): Promise<OpenedProxy> {
   const app = await listenForServer(proxy, config.proxySocket, (error, call) =>
     log.error({ err: error, call }, 'a call failed in a way nobody foresaw'),
   );
+  const line = joined === undefined ? undefined : await openLine(options, joined, proxy);
   return {
-    facts: { NFS: `port ${nfs.nfsPort}, portmapper ${nfs.portmapper}`, Vault: config.vault },
+    facts: {
+      NFS: `port ${nfs.nfsPort}, portmapper ${nfs.portmapper}`,
+      Vault: config.vault,
+      ...line?.facts,
+    },
     close: async () => {
+      await line?.close();
       // Ending the jobs answers those who wait for their news, which lets the listener close.
       await Promise.all([app.close(), proxy.close()]);
+    },
+  };
+}
+
+/** An enrolled proxy is called over TLS, and says how it is; the socket is for this machine. */
+async function openLine(
+  { config, log, clock }: ProxyOptions,
+  joined: JoinedProxy,
+  proxy: LocalProxy,
+): Promise<OpenedProxy> {
+  const { ServerLink } = await import('./proxy/server-link.ts');
+  const at = { port: joined.callPort, identity: joined.identity };
+  const listener = await listenForRemoteServer(proxy, at, (error, call) =>
+    log.error({ err: error, call }, 'a call failed in a way nobody foresaw'),
+  );
+  const link = new ServerLink({
+    file: config.joinedFile,
+    joined,
+    callPort: listener.port,
+    clock,
+    log,
+    status: () => proxy.status(),
+    renewed: ({ identity }) => listener.show(identity),
+  });
+  link.start();
+  return {
+    facts: { Proxy: `${joined.name} of ${joined.server}`, Calls: `port ${listener.port}` },
+    close: async () => {
+      await Promise.all([link.close(), listener.close()]);
     },
   };
 }

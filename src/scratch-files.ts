@@ -1,5 +1,6 @@
 import * as fs from 'node:fs/promises';
 import * as path from 'node:path';
+import { replaceFile } from './lib/replace-file.ts';
 import { systemErrorCode } from './errors.ts';
 
 /**
@@ -50,15 +51,3 @@ export class ScratchFiles {
 }
 
 /** Whole and durable, or as before: a step's journal may refer to it. */
-async function replaceFile(file: string, content: string | Buffer): Promise<void> {
-  await fs.mkdir(path.dirname(file), { recursive: true });
-  const temporary = `${file}.new`;
-  const handle = await fs.open(temporary, 'w', 0o600);
-  try {
-    await handle.writeFile(content);
-    await handle.sync();
-  } finally {
-    await handle.close();
-  }
-  await fs.rename(temporary, file);
-}

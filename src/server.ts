@@ -46,6 +46,8 @@ export interface ServerLog {
 
 export interface Server {
   readonly services: Services;
+  /** What it says of itself when it is ready. */
+  readonly facts: Readonly<Record<string, string | number>>;
   close(): Promise<void>;
 }
 
@@ -56,6 +58,7 @@ export async function openServer(options: ServerOptions): Promise<Server> {
   await rooms.start();
   return {
     services: rooms.services(),
+    facts: rooms.facts(),
     close: async () => {
       await rooms.stop();
       await database.close();
@@ -91,7 +94,14 @@ class Rooms {
       random,
       report: (error, where) => log.error({ err: error, where }, 'a workflow met an error'),
     });
-    this.#proxies = new KnownProxies({ config, clock, log, catalog: this.#catalog });
+    this.#proxies = new KnownProxies({
+      config,
+      clock,
+      random,
+      log,
+      catalog: this.#catalog,
+      transaction: (work) => database.transaction(work),
+    });
     this.#hypervisors = this.#hypervisorCatalog();
     this.#machines = new MachineCatalog({
       hypervisors: this.#hypervisors,
@@ -313,6 +323,11 @@ class Rooms {
     await this.#proxies.stop();
   }
 
+  facts(): Readonly<Record<string, string | number>> {
+    const { port } = this.#proxies.door;
+    return port === undefined ? {} : { Proxies: `join over TLS at port ${port}` };
+  }
+
   services(): Services {
     const { config, version } = this.#options;
     const board = new StatusBoard({
@@ -340,6 +355,7 @@ class Rooms {
       hypervisors: this.#hypervisors,
       exports: board,
       proxies: this.#proxies.registry,
+      proxyTokens: this.#proxies.door,
       events: new EventLog(this.#catalog.events),
       vault: new VaultDoor({
         random: this.#options.random,

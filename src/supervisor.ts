@@ -7,11 +7,13 @@ import { type Problem, RouseError, toRouseError } from './errors.ts';
 import type { Clock } from './lib/clock.ts';
 import { takeLock } from './lib/lock.ts';
 import { supervisorLimits } from './limits.ts';
+import { readJoined } from './proxy/joined.ts';
 
 /**
  * `rouse up`: starts the proxy and the server as two processes, because running machines live on
  * the proxy and must not notice what happens to the server. A crashed one is started again with
- * a growing pause; both end when this process is told to stop or dies.
+ * a growing pause; both end when this process is told to stop or dies. In the directory of an
+ * enrolled proxy there is no server to start.
  */
 export type Role = 'server' | 'proxy';
 
@@ -40,14 +42,16 @@ export async function startUp(
   const lock = takeLock(config.lockFile, `The data directory ${config.data}`);
   const parts = { options, logs: config.logs, clock, say, entry };
   const proxy = new Child('proxy', parts);
-  const server = new Child('server', parts);
+  // An enrolled proxy has its server elsewhere.
+  const isEnrolled = readJoined(config.joinedFile) !== undefined;
+  const server = isEnrolled ? undefined : new Child('server', parts);
   const stop = async () => {
-    await server.stop();
+    await server?.stop();
     await proxy.stop();
   };
   try {
-    const facts = { ...(await proxy.start()), ...(await server.start()) };
-    const ended = Promise.all([proxy.ended, server.ended]).then(() => lock.release());
+    const facts = { ...(await proxy.start()), ...(await server?.start()) };
+    const ended = Promise.all([proxy.ended, server?.ended]).then(() => lock.release());
     return { facts, ended, stop };
   } catch (error) {
     await stop();

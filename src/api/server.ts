@@ -112,7 +112,7 @@ function routesOf(services: Services, version: string): readonly Route[] {
     ...backupRoutes(services.backups),
     ...hypervisorRoutes(services.hypervisors),
     ...vaultRoutes(services.vault),
-    ...proxyRoutes(services.proxies),
+    ...proxyRoutes(services.proxies, services.proxyTokens),
     {
       method: 'GET',
       path: '/metrics',

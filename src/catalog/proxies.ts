@@ -84,21 +84,23 @@ export class Proxies {
   /** Its certificates are refused from now on, by name. No error when it is gone. */
   async remove(name: string, removedMs: number): Promise<void> {
     await this.#database.transaction(async () => {
-      const row = await this.find(name);
-      for (const fingerprint of [row?.fingerprint, row?.nextFingerprint]) {
-        if (fingerprint) await this.#takeBack(fingerprint, name, removedMs);
-      }
+      await this.takeBack(name, removedMs);
       await this.#database.query.deleteFrom('proxies').where('name', '=', name).execute();
       await this.#database.query.deleteFrom('mounts').where('proxy', '=', name).execute();
     });
   }
 
-  async #takeBack(fingerprint: string, name: string, removedMs: number): Promise<void> {
-    await this.#database.query
-      .insertInto('removedProxies')
-      .values({ fingerprint, name, removedMs })
-      .onConflict((on) => on.column('fingerprint').doUpdateSet({ name, removedMs }))
-      .execute();
+  /** Its certificates are refused from now on; the proxy stays known. */
+  async takeBack(name: string, removedMs: number): Promise<void> {
+    const row = await this.find(name);
+    for (const fingerprint of [row?.fingerprint, row?.nextFingerprint]) {
+      if (!fingerprint) continue;
+      await this.#database.query
+        .insertInto('removedProxies')
+        .values({ fingerprint, name, removedMs })
+        .onConflict((on) => on.column('fingerprint').doUpdateSet({ name, removedMs }))
+        .execute();
+    }
   }
 
   /** When the certificate was taken back; undefined: it was not. */

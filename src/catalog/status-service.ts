@@ -10,6 +10,7 @@ export interface StatusDesk {
   readonly hypervisors: HypervisorCatalog;
   /** The one beside this server. */
   proxy(): Promise<Proxy>;
+  /** All, the one beside this server first. */
   proxies(): Promise<
     readonly { readonly name: string; readonly isAway: boolean; readonly calls: Proxy }[]
   >;
@@ -54,6 +55,7 @@ export class StatusBoard implements StatusService, ExportService {
       (await this.#desk.proxy()).vaultStats(),
     );
     const recoveries = await this.#desk.activeRecoveries();
+    warnings.push(...(await this.#awayProxies()));
     warnings.push(...recoveries.flatMap((recovery) => recovery.warnings), ...lowSpace(proxy));
     const left = this.#desk.leftByReconciler();
     if (left > 0) {
@@ -76,6 +78,14 @@ export class StatusBoard implements StatusService, ExportService {
       },
       warnings,
     };
+  }
+
+  /** The one beside this server, which is the first, is asked itself. */
+  async #awayProxies(): Promise<readonly string[]> {
+    const [, ...others] = await this.#desk.proxies();
+    return others
+      .filter(({ isAway }) => isAway)
+      .map(({ name }) => `Proxy ${name} does not answer: rouse proxy show ${name}`);
   }
 
   async list(): Promise<readonly ExportEntry[]> {

@@ -454,7 +454,7 @@ test('help of every command has an example', async () => {
     assert.match(text, /\nExamples?:\n {2}\S+.*rouse|\nExamples?:\n {2}rouse /, command);
     assert.match(text, /--json/, command);
   }
-  for (const command of ['list', 'show', 'drain', 'set', 'remove']) {
+  for (const command of ['list', 'show', 'drain', 'set', 'remove', 'token', 'enrol']) {
     assert.match(await good('proxy', command, '--help'), /\nExamples?:\n {2}rouse proxy /);
   }
   for (const command of ['create', 'stats', 'verify', 'rescan', 'mtrees', 'add-mtree']) {
@@ -493,6 +493,17 @@ test('proxies: listed with what is wrong, shown, drained, changed, removed', asy
   assert.match(await bad(2, 'proxy', 'set', 'local', '--label', 'x'), /"x" is not a label/);
   assert.match(await bad(3, 'proxy', 'show', 'locl'), /Did you mean local/);
   assert.match(await good('proxy', 'remove', name), /is removed/);
+  const token = await good('proxy', 'token', '--name', 'edge1', '--expires', '10min');
+  assert.match(
+    token,
+    /→ rouse proxy enrol --server https:\/\/192.0.2.1:9443 --name edge1 --token r/,
+  );
+  assert.match(await bad(2, 'proxy', 'token', '--expires', 'soon'), /"soon" is not a duration/);
+  assert.match(await bad(2, 'proxy', 'enrol', '--token', 'x'), /needs --server: which one/);
+  const join = ['proxy', 'enrol', '--server', 'https://127.0.0.1:1', '--token', 'rouse-x'];
+  assert.match(await bad(2, ...join), /the token is not whole, or was mistyped/);
+  assert.match(await bad(2, ...join, '--call-port', 'x'), /--call-port "x" is not a port/);
+  assert.match(await bad(2, ...join, '--address', 'x'), /--address "x" is not an IP address/);
 });
 
 test('completion scripts name the commands, and bash accepts its own', async () => {

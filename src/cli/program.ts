@@ -9,6 +9,7 @@ import { reconcileCommands } from '../recovery/reconcile-commands.ts';
 import { proxyCommands } from '../placement/commands.ts';
 import { recoveryCommands } from '../recovery/commands.ts';
 import { completionCommand } from './completion.ts';
+import { enrolCommand } from './enrol.ts';
 import { byOption, tellError } from './errors.ts';
 import { roleCommands } from './roles.ts';
 import type { GlobalOptions, ProcessTerminal } from './terminal.ts';
@@ -48,6 +49,7 @@ export function createProgram(
   reconcileCommands(program, terminal);
   vaultCommands(program, terminal);
   proxyCommands(program, terminal);
+  enrolCommand(program, terminal);
   completionCommand(program, terminal);
   return program;
 }

@@ -14,6 +14,8 @@ interface UpFlags {
   readonly address?: readonly string[];
   readonly cache?: string;
   readonly vault?: string;
+  readonly tlsPort?: string;
+  readonly tlsListen?: string;
 }
 
 export function roleCommands(program: Command, terminal: Terminal): void {
@@ -35,6 +37,8 @@ export function roleCommands(program: Command, terminal: Terminal): void {
     )
     .option('--cache <size>', 'bound of the block cache, such as 2G')
     .option('--vault <dir>', 'directory of the vault (default: DIR/vault)')
+    .option('--tls-port <port>', 'where proxies of other machines join (default: nowhere)')
+    .option('--tls-listen <address>', 'and on which address (default: everywhere)')
     .action(async (flags: UpFlags) => {
       const options = upOptions(flags, terminal);
       const { runUp } = await import('../main.ts');
@@ -43,6 +47,7 @@ export function roleCommands(program: Command, terminal: Terminal): void {
   examples(up, [
     'rouse up',
     'rouse up --data /srv/rouse --cache 4G',
+    'rouse up --tls-port 9443 --address 192.0.2.7',
     'rouse up --data ./try --nfs-port 0 --portmap off',
   ]);
   program
@@ -56,6 +61,7 @@ export function roleCommands(program: Command, terminal: Terminal): void {
 
 function upOptions(flags: UpFlags, terminal: Terminal): UpOptions {
   const { nfsPort, mountPort, portmap, portmapPort, listen, address, cache, vault } = flags;
+  const { tlsPort, tlsListen } = flags;
   return {
     data: terminal.dataDirectory,
     ...(nfsPort === undefined ? {} : { nfsPort: portOf('--nfs-port', nfsPort) }),
@@ -66,6 +72,8 @@ function upOptions(flags: UpFlags, terminal: Terminal): UpOptions {
     ...(address === undefined ? {} : { address }),
     ...(cache === undefined ? {} : { cacheBytes: parseBytes(cache) }),
     ...(vault === undefined ? {} : { vault }),
+    ...(tlsPort === undefined ? {} : { tlsPort: portOf('--tls-port', tlsPort) }),
+    ...(tlsListen === undefined ? {} : { tlsListen }),
   };
 }
 

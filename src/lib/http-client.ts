@@ -1,4 +1,5 @@
 import * as http from 'node:http';
+import type * as https from 'node:https';
 import {
   type ErrorCode,
   errorTable,
@@ -20,6 +21,8 @@ export interface HttpClientOptions {
   readonly peer: 'server' | 'proxy';
   /** Said when nobody answers; the table's sentence otherwise. */
   readonly unreachable?: { readonly message: string; readonly advice: string };
+  /** For `https:`: the one that knows whom to trust (secure-agent.ts). */
+  readonly agent?: https.Agent;
   /** Every call may be sent twice: an idle connection that broke is replaced without a word. */
   readonly repeatable?: boolean;
 }
@@ -46,18 +49,22 @@ export interface HttpClient {
   close(): void;
 }
 
-/** What `url` names, for node:http. Throws `bad-request`. */
-export function httpTarget(url: string): http.RequestOptions {
+/** What `url` names, for node:http; `https:` alone when `isSecure`. Throws `bad-request`. */
+export function httpTarget(url: string, isSecure = false): http.RequestOptions {
   const path = url.startsWith('unix:') ? url.slice('unix:'.length) : url;
   if (path.startsWith('/')) return { socketPath: path };
   const parsed = URL.canParse(url) ? new URL(url) : undefined;
-  if (parsed?.protocol !== 'http:' || parsed.hostname === '') {
+  const protocol = isSecure ? 'https:' : 'http:';
+  if (parsed?.protocol !== protocol || parsed.hostname === '') {
     throw new RouseError('bad-request', `"${url}" is not the address of a server`, {
-      advice: 'Write unix:/path/of/server.sock or http://127.0.0.1:PORT.',
+      advice: isSecure
+        ? 'Write https://HOST:PORT, as rouse proxy token prints it.'
+        : 'Write unix:/path/of/server.sock or http://127.0.0.1:PORT.',
     });
   }
   const host = parsed.hostname.replace(/^\[|\]$/g, '');
-  return { host, port: parsed.port === '' ? 80 : Number(parsed.port) };
+  if (!isSecure) return { host, port: parsed.port === '' ? 80 : Number(parsed.port) };
+  return { protocol, host, port: parsed.port === '' ? 443 : Number(parsed.port) };
 }
 
 export function httpClient(options: HttpClientOptions): HttpClient {
@@ -67,11 +74,12 @@ export function httpClient(options: HttpClientOptions): HttpClient {
 class Connection implements HttpClient {
   readonly #options: HttpClientOptions;
   readonly #target: http.RequestOptions;
-  readonly #agent = new http.Agent({ keepAlive: true, maxFreeSockets: 8 });
+  readonly #agent: http.Agent;
 
   constructor(options: HttpClientOptions) {
     this.#options = options;
-    this.#target = httpTarget(options.url);
+    this.#agent = options.agent ?? new http.Agent({ keepAlive: true, maxFreeSockets: 8 });
+    this.#target = httpTarget(options.url, options.agent !== undefined);
   }
 
   get(path: string, options: CallOptions = {}): Promise<unknown> {

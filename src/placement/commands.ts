@@ -2,10 +2,10 @@ import type { Command } from 'commander';
 import { RouseError } from '../errors.ts';
 import { type Commands, examples, repeated, type Terminal } from '../lib/terminal.ts';
 import { formatBytes, formatDuration, plural, printable, wrapText } from '../lib/text.ts';
-import { formatRelative, formatTime } from '../lib/times.ts';
-import type { ProxyChange, ProxyView } from './schema.ts';
+import { formatRelative, formatTime, tryDuration } from '../lib/times.ts';
+import type { ProxyChange, ProxyToken, ProxyView } from './schema.ts';
 
-/** `rouse proxy list`, `show`, `drain`, `set`, `remove`. */
+/** `rouse proxy list`, `show`, `drain`, `set`, `remove`, `token`; enrolling is cli/enrol.ts. */
 export const proxyCommands: Commands = (program, terminal) => {
   const group = program.command('proxy').description('the proxies, close to the hypervisors');
   addList(group, terminal);
@@ -13,6 +13,7 @@ export const proxyCommands: Commands = (program, terminal) => {
   addDrain(group, terminal);
   addSet(group, terminal);
   addRemove(group, terminal);
+  addToken(group, terminal);
 };
 
 const pathOf = (name: string) => `/v1/proxies/${encodeURIComponent(name)}`;
@@ -215,4 +216,50 @@ function addRemove(group: Command, terminal: Terminal): void {
       });
     });
   examples(command, ['rouse proxy remove edge1']);
+}
+
+interface TokenOptions {
+  readonly name?: string;
+  readonly expires?: string;
+  readonly address?: string;
+}
+
+function addToken(group: Command, terminal: Terminal): void {
+  const command = group
+    .command('token')
+    .description('print a token with which one proxy on another machine joins, once')
+    .option('--name <name>', 'for this name alone; a known proxy joins anew')
+    .option('--expires <duration>', 'how long it is good (default: 1h)')
+    .option('--address <address>', 'where the other machine reaches this server')
+    .action(async ({ name, expires, address }: TokenOptions) => {
+      const client = await terminal.client();
+      const answer = (await client.post('/v1/proxy-tokens', {
+        ...(name === undefined ? {} : { name }),
+        ...(expires === undefined ? {} : { lifeMs: parseDuration(expires) }),
+        ...(address === undefined ? {} : { address }),
+      })) as ProxyToken;
+      terminal.answer(answer, () => {
+        const nowMs = terminal.clock.now();
+        const until = formatTime(answer.expiresMs);
+        terminal.print(`Server       ${answer.server}`);
+        terminal.print(`Fingerprint  ${answer.fingerprint.slice(0, 47)}`);
+        terminal.print(`             ${answer.fingerprint.slice(48)}`);
+        terminal.print(`Good until   ${until} (${formatRelative(answer.expiresMs, nowMs)}), once`);
+        terminal.print('');
+        terminal.print('On the other machine:');
+        const named = answer.name === null ? '' : ` --name ${answer.name}`;
+        terminal.print(
+          `→ rouse proxy enrol --server ${answer.server}${named} --token ${answer.token}`,
+        );
+      });
+    });
+  examples(command, ['rouse proxy token', 'rouse proxy token --name edge1 --expires 10min']);
+}
+
+function parseDuration(text: string): number {
+  const lifeMs = tryDuration(text);
+  if (lifeMs !== undefined && lifeMs > 0) return lifeMs;
+  throw new RouseError('bad-request', `--expires "${text}" is not a duration`, {
+    advice: 'Write how long, such as 30min or 2h; at most 7d.',
+  });
 }

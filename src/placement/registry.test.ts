@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { after, afterEach, beforeEach, test } from 'node:test';
 import { type Catalog, openCatalog } from '../catalog/catalog.ts';
 import { type Database, openDatabase } from '../database/database.ts';
-import { isRouseError } from '../errors.ts';
-import { proxyLimits } from '../limits.ts';
+import { isRouseError, RouseError } from '../errors.ts';
+import { linkLimits } from '../proxy/link-limits.ts';
 import type { ProxyStatus } from '../proxy/port.ts';
 import { wireVersion } from '../proxy/wire.ts';
 import { FakeClock } from '../testing/fake-clock.ts';
@@ -27,6 +27,7 @@ let active: { id: string; name: string; proxy: string | null; machineId: string 
 let told: string[];
 let learned: string[];
 let closed: number;
+let unreachable = false;
 let asked: (readonly string[])[];
 
 class AskedProxy extends MemoryProxy {
@@ -46,6 +47,7 @@ beforeEach(async () => {
     rows: catalog.proxies,
     connect: () => ({ calls: new AskedProxy([]), close: () => void closed++ }),
     learn: async (name) => {
+      if (unreachable) throw new RouseError('proxy-unreachable', 'it does not answer');
       learned.push(name);
       return ['vault'];
     },
@@ -70,7 +72,7 @@ test('never heard of, heard, silent, back: the state follows the heartbeats', as
   await registry.heard('a', await statusNow());
   assert.equal(await state('a'), 'connected');
   const silent = new Set<string>();
-  await clock.jump(proxyLimits.silentMsMax);
+  await clock.jump(linkLimits.silentMsMax);
   assert.equal(await state('a'), 'connected');
   await clock.jump(1);
   assert.equal(await state('a'), 'disconnected');
@@ -93,6 +95,20 @@ test('a vault is read when its proxy is new or was restarted, not at every heart
   await registry.heard('a', await statusNow({ startedMs: 7 }));
   assert.deepEqual(learned, ['a', 'a']);
   assert.deepEqual((await registry.get('a')).devices, [{ id: 'vault', name: 'the vault' }]);
+});
+
+test('one that is heard and cannot be called gets no work until it can', async () => {
+  unreachable = true;
+  const heard = registry.heard('a', await statusNow());
+  await assert.rejects(heard, (error) => {
+    assert.ok(isRouseError(error, 'proxy-unreachable'));
+    assert.match(error.message, /hears proxy a, and cannot call it: it does not answer/);
+    return true;
+  });
+  assert.deepEqual((await registry.get('a')).devices, []);
+  unreachable = false;
+  await registry.heard('a', await statusNow());
+  assert.equal((await registry.get('a')).devices.length, 1);
 });
 
 test('one of another version gets no work, and is told what to update', async () => {

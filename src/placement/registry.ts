@@ -1,10 +1,10 @@
 import type { ProxyRow, Proxies as ProxyRows } from '../catalog/proxies.ts';
-import { RouseError } from '../errors.ts';
+import { isRouseError, RouseError } from '../errors.ts';
 import { isLinkLocal, isLoopback } from '../lib/addresses.ts';
 import type { Clock } from '../lib/clock.ts';
 import { hostAndPort } from '../lib/addresses.ts';
 import { formatDuration, pick } from '../lib/text.ts';
-import { proxyLimits } from '../limits.ts';
+import { linkLimits } from '../proxy/link-limits.ts';
 import type { Proxy, ProxyStatus } from '../proxy/port.ts';
 import { wireVersion } from '../proxy/wire.ts';
 import type { ReachableProxy } from './port.ts';
@@ -85,7 +85,7 @@ export class ProxyRegistry implements ProxyService {
   stateOf(row: ProxyRow): ProxyView['state'] {
     const { heartbeatMs, draining } = row;
     const silentMs = this.#desk.clock.now() - (heartbeatMs ?? 0);
-    if (heartbeatMs === null || silentMs > proxyLimits.silentMsMax) return 'disconnected';
+    if (heartbeatMs === null || silentMs > linkLimits.silentMsMax) return 'disconnected';
     return draining === 1 ? 'draining' : 'connected';
   }
 
@@ -110,13 +110,28 @@ export class ProxyRegistry implements ProxyService {
     const isNew =
       before.status?.startedMs !== status.startedMs || before.status.vault.id !== status.vault.id;
     if ((isNew || before.devices.length === 0) && problemOf(row) === null) {
-      await rows.update(name, { devices: await this.#desk.learn(name, status, this.calls(row)) });
+      await rows.update(name, { devices: await this.#learn(row, status) });
     }
     if (wasAway && row.kind === 'enrolled') {
       const message = `proxy ${name} answers, version ${status.version}`;
       await this.#desk.tell('info', 'proxy.connected', name, message);
     }
     return this.row(name);
+  }
+
+  /** A proxy that cannot be called gets no work, and is told why; its next heartbeat tries again. */
+  async #learn(row: ProxyRow, status: ProxyStatus): Promise<readonly string[]> {
+    try {
+      return await this.#desk.learn(row.name, status, this.calls(row));
+    } catch (error) {
+      await this.#desk.rows.update(row.name, { devices: [] });
+      if (row.kind === 'embedded' || !isRouseError(error)) throw error;
+      const message = `the server hears proxy ${row.name}, and cannot call it: ${error.message}`;
+      throw new RouseError('proxy-unreachable', message, {
+        advice: 'Open its port for calls to the server; see rouse proxy enrol --call-address.',
+        cause: error,
+      });
+    }
   }
 
   /** Said once for each time that one goes away; answers the names that were said. */

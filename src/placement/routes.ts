@@ -2,13 +2,24 @@ import { z } from 'zod';
 import { list } from '../lib/fields.ts';
 import { route, type Route } from '../lib/route.ts';
 import { drainRequest, proxyChange, type ProxyService, proxyView } from './schema.ts';
+import { proxyToken, type ProxyTokenService, tokenRequest } from './schema.ts';
 
 const tag = 'proxies';
 const one = '/v1/proxies/:proxy';
 const params = ['proxy'] as const;
 
-export function proxyRoutes(proxies: ProxyService): readonly Route[] {
+export function proxyRoutes(proxies: ProxyService, tokens: ProxyTokenService): readonly Route[] {
   return [
+    route({
+      method: 'POST',
+      path: '/v1/proxy-tokens',
+      summary: 'A token with which one proxy on another machine joins, once',
+      tag,
+      body: tokenRequest,
+      answer: proxyToken,
+      status: 201,
+      handle: ({ body }) => tokens.newToken(body),
+    }),
     route({
       method: 'GET',
       path: '/v1/proxies',

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { proxyStatus } from '../catalog/schema.ts';
-import { flag, list, named, reference, timeMs } from '../lib/fields.ts';
-import { proxyLimits } from '../limits.ts';
+import { flag, list, named, timeMs } from '../lib/fields.ts';
+import { linkLimits } from '../proxy/link-limits.ts';
 
 /** What people say to and hear of proxies. See recovery/schema.ts for the conventions. */
 
@@ -21,8 +21,8 @@ const labels = z
     'must be keys with values',
   )
   .refine(
-    (all) => Object.keys(all).length <= proxyLimits.labelsMax,
-    `must be at most ${proxyLimits.labelsMax} labels`,
+    (all) => Object.keys(all).length <= linkLimits.labelsMax,
+    `must be at most ${linkLimits.labelsMax} labels`,
   );
 export const proxyLabels = labels;
 
@@ -73,7 +73,37 @@ export interface ProxyService {
   remove(proxy: string): Promise<void>;
 }
 
-export const proxyReference = reference;
+export const tokenRequest = z.strictObject({
+  name: proxyName
+    .optional()
+    .describe('For a proxy of this name alone; one that is known joins anew.'),
+  lifeMs: z
+    .int('must be a number of milliseconds')
+    .min(1, 'must end in the future')
+    .max(linkLimits.tokenMsMax, 'must be at most a week')
+    .optional()
+    .describe('An hour when missing.'),
+  address: z
+    .union([z.ipv4(), z.ipv6()], 'must be an IP address')
+    .optional()
+    .describe('Where the other machine reaches this server; found out when missing.'),
+});
+export type TokenRequest = z.output<typeof tokenRequest>;
+
+export const proxyToken = z.object({
+  token: z.string().describe('Good once, for one proxy.'),
+  server: z.string().describe('https://HOST:PORT'),
+  fingerprint: z.string().describe("SHA-256 of the server's certificate; the token holds it."),
+  name: z.string().nullable(),
+  expiresMs: timeMs,
+});
+export type ProxyToken = z.infer<typeof proxyToken>;
+
+export interface ProxyTokenService {
+  /** Throws `wrong-state` when the server has no port for proxies of other machines. */
+  newToken(request: TokenRequest): Promise<ProxyToken>;
+}
 
 /** Names in the OpenAPI document. */
 z.globalRegistry.add(proxyView, { id: 'Proxy' });
+z.globalRegistry.add(proxyToken, { id: 'ProxyToken' });

@@ -1,5 +1,5 @@
 import { pick } from '../lib/text.ts';
-import type { ProxyService, ProxyView } from '../placement/schema.ts';
+import type { ProxyService, ProxyTokenService, ProxyView } from '../placement/schema.ts';
 import { stubNowMs, stubStatus } from './stub-views.ts';
 
 const stubProxies: readonly ProxyView[] = ['local', 'a-proxy-with-a-long-name-in-paris'].map(
@@ -54,3 +54,13 @@ export function proxyService(calls: unknown[]): ProxyService {
     },
   };
 }
+
+export const proxyTokens: ProxyTokenService = {
+  newToken: async ({ name, lifeMs }) => ({
+    token: 'rouse-AQIDBA',
+    server: 'https://192.0.2.1:9443',
+    fingerprint: Array.from({ length: 32 }, () => 'AB').join(':'),
+    name: name ?? null,
+    expiresMs: stubNowMs + (lifeMs ?? 3_600_000),
+  }),
+};

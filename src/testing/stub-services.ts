@@ -14,7 +14,7 @@ import type {
   SealService,
 } from '../recovery/schema.ts';
 import { stubBackup, stubMachines, stubNowMs, stubRecovery, stubSaveset } from './stub-views.ts';
-import { proxyService } from './stub-proxies.ts';
+import { proxyService, proxyTokens } from './stub-proxies.ts';
 import { stubReconciled } from './stub-views.ts';
 import { stubSavesets, stubStats, stubStatus, stubSteps } from './stub-views.ts';
 
@@ -50,6 +50,7 @@ export function stubServices(): StubServices {
     exports,
     events,
     proxies: proxyService(calls),
+    proxyTokens,
     vault: vaultService(jobs, () => stubs.vaultIsBad),
     status: { status: async () => stubStatus },
     metrics: async () => '# TYPE rouse_exports gauge\nrouse_exports 1\n',
