@@ -116,7 +116,7 @@ test('a machine is backed up, lost and recovered through that proxy alone', asyn
   assert.match(refused.stderr, /proxy local cannot take small01: .*no access to device edge/);
   assert.match(refused.stderr, /These would do: .* by edge/);
 
-  await rouse.run('recover', 'small01', '--power-on');
+  await rouse.run('recover', 'small01', '--power-on', '--identity', 'keep');
   await boots(2);
   assert.match(await virsh('dumpxml', 'small01'), new RegExp(edge.ipv4.replaceAll('.', '\\.')));
   const { exports } = await rouse.json<{ exports: { proxy: string }[] }>('exports');
