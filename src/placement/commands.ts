@@ -206,7 +206,7 @@ export function labelsOf(texts: readonly string[]): Record<string, string> {
 function addRemove(group: Command, terminal: Terminal): void {
   const command = group
     .command('remove')
-    .description('forget a proxy')
+    .description('forget an enrolled proxy; its certificate is refused from now on')
     .argument('<proxy>', 'its name')
     .action(async (name: string) => {
       const client = await terminal.client();
