@@ -303,7 +303,10 @@ export const libvirtLimits = {
   screenBytesMax: 8192 * 8192 * 3 + 64,
   /** The probe takes 0.15 s in software; a machine with 20 times the load still passes. */
   kvmProbeMsMax: 5_000,
-  kvmProbeMsMin: 2_000,
+  /** KVM may take three times as long as software, and always half a second: a busy machine. */
+  kvmProbeTimesMax: 3,
+  kvmProbeMsMin: 500,
+  kvmProbeAttempts: 3,
   /** Between two looks at a block job: 5 looks a second cost 1 % of a core. */
   blockJobPollMs: 200,
   /** Copying a disk offline: 16 TiB at 100 MiB/s are 47 h; the signal ends it earlier. */
