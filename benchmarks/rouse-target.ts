@@ -7,6 +7,7 @@ import { configOf } from '../src/config.ts';
 import type { UpOptions } from '../src/config.ts';
 import { httpClient } from '../src/lib/http-client.ts';
 import { proxyClient } from '../src/proxy/client.ts';
+import { nodeFlags } from '../src/supervisor.ts';
 import { runJob } from '../src/proxy/jobs-client.ts';
 import type { Proxy } from '../src/proxy/port.ts';
 
@@ -90,7 +91,7 @@ async function takeIn(proxy: Proxy, image: string): Promise<string> {
 function startRole(up: UpOptions, cores: string, log: string): Promise<ChildProcess> {
   const entry = new URL('../src/cli/main.ts', import.meta.url).pathname;
   const output = createWriteStream(log);
-  const flags = ['--disable-warning=ExperimentalWarning'];
+  const flags = ['--disable-warning=ExperimentalWarning', ...nodeFlags('proxy')];
   const child = spawn(
     'taskset',
     ['-c', cores, process.execPath, ...flags, entry, 'role', 'proxy'],

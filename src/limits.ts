@@ -45,6 +45,8 @@ export const supervisorLimits = {
   restartPauseMsMin: 50,
   /** One that crashes at once is tried again at most this rarely. */
   restartPauseMsMax: 5_000,
+  /** Half of a young generation: some 100 calls in flight with their replies take 1 MiB. */
+  proxySemiSpaceMebibytes: 2,
   /** A child that does not end on SIGTERM is killed: its state survives that anyway. */
   stopMsMax: 20_000,
 } as const;

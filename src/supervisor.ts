@@ -73,6 +73,17 @@ function makeDirectories(config: Config): void {
   }
 }
 
+/**
+ * Flags of Node for a role. The proxy's young generation is small: it allocates little but chunks
+ * of input, 64 KiB each, outside of V8's heap. Collected seldom, they outlive it, and each 64 MiB of
+ * them then cost a collection of everything: a fifth of the time under synced writes, measured.
+ */
+export function nodeFlags(role: Role): readonly string[] {
+  return role === 'proxy'
+    ? [`--max-semi-space-size=${supervisorLimits.proxySemiSpaceMebibytes}`]
+    : [];
+}
+
 interface ChildParts {
   readonly options: UpOptions;
   readonly logs: string;
@@ -114,7 +125,7 @@ class Child {
   #spawn(): ChildProcess {
     const log = fs.openSync(this.#log, 'a', 0o600);
     const { entry, options } = this.#parts;
-    const child = spawn(process.execPath, [entry, 'role', this.#role], {
+    const child = spawn(process.execPath, [...nodeFlags(this.#role), entry, 'role', this.#role], {
       stdio: ['ignore', log, log, 'ipc'],
       env: {
         ...process.env,
