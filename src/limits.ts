@@ -354,6 +354,15 @@ export const datastoreLimits = {
   batchPagesMax: 1_024,
   /** Ranges in one append; beyond it the next begins: 32 + 16 x 1,024 = 16 KiB of header. */
   batchExtentsMax: 1_024,
+  /**
+   * Zeros written behind the log while syncs are small: 100 syncs of one page fit, which then share
+   * the 2 ms that these bytes take.
+   */
+  prewriteBytes: 512 * 1024,
+  /** Above it a sync is bound by its own bytes. */
+  smallSyncBytes: 256 * 1024,
+  /** So many small syncs in a row show a client that waits for each. */
+  smallSyncsInRow: 4,
   /** Garbage is cleaned when the log is more than twice what lives, and at least this larger. */
   garbageBytesMin: 256 * MiB,
   /** The longest that a write waits for garbage to be cleaned, once per segment of 64 MiB. */

@@ -31,4 +31,5 @@ export interface LayerTuning {
   readonly checkpointEveryBytes: number;
   readonly reserveBytes: number;
   readonly quietMs: number;
+  readonly prewriteBytes: number;
 }

@@ -22,6 +22,8 @@ export class Segment {
   readonly file: OpenFile;
   /** The unit after the last batch. */
   endUnits: number;
+  /** Up to here the file was written already; see prewriting.ts. */
+  prewrittenBytes = 0;
   /** Pages whose newest bytes, and pages whose newest zeros, are recorded here. */
   livePages = 0;
   liveZeros = 0;

@@ -18,6 +18,7 @@ import { datastoreLimits } from '../limits.ts';
 import { Stable, type NfsTime, type WriteResult } from '../nfs/file-system.ts';
 import { Appender } from './appender.ts';
 import { mergeAndAppend } from './merge-write.ts';
+import { Prewriting } from './prewriting.ts';
 import { QuietMark } from './quiet-mark.ts';
 import { Housework } from './housework.ts';
 import { checkpointName, newCheckpointName, writeCheckpoint } from './layer-checkpoint.ts';
@@ -57,6 +58,7 @@ export class WriteLayer {
   readonly #reader: LayerReader;
   readonly #space: SpaceWatch;
   readonly #quiet: QuietMark;
+  readonly #prewriting: Prewriting;
   readonly #syncs = new SharedWork(() => this.#syncOnce());
   readonly #checkpoints = new SharedWork(() => this.#writeCheckpoint());
   /** Segments whose sync failed: what lives in them from that unit on must be copied first. */
@@ -129,10 +131,10 @@ export class WriteLayer {
     this.#tailBytes = recovered.tailBytes;
     this.#reader = new LayerReader(segments, around.onDamage);
     this.#tuning = { ...datastoreLimits, ...around.tuning };
-    const { reserveBytes } = this.#tuning;
+    const { reserveBytes, quietMs } = this.#tuning;
     this.#space = new SpaceWatch(around.files, around.clock, directory, reserveBytes);
-    const { quietMs } = this.#tuning;
     this.#quiet = new QuietMark(state, around.clock, quietMs, () => this.#allSynced());
+    this.#prewriting = new Prewriting(this.#tuning);
     this.#appender = new Appender(segments, recovered, around.times);
     this.#housework = new Housework(segments, this.#tuning, {
       mayRemove: () => this.#suspects.size === 0 && this.#snapshots === 0,
@@ -399,6 +401,7 @@ export class WriteLayer {
     if (this.#suspects.size > 0) await this.#rescue();
     const sequence = this.#appender.sequence;
     const segments = [...this.#segments.unsynced];
+    if (!this.#space.tooLittle) this.#prewriting.beforeSync(this.#segments.active);
     const names = this.#segments.namesUnsynced;
     this.#segments.namesUnsynced = false;
     this.#segments.unsynced.clear();
@@ -470,6 +473,7 @@ export class WriteLayer {
     const bytes = this.#appender.takeAppendedBytes();
     this.#tailBytes += bytes;
     this.#sinceHousework += bytes;
+    this.#prewriting.appended(bytes);
   }
 
   #considerHousework(): void {

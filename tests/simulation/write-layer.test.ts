@@ -53,6 +53,7 @@ class World {
         checkpointEveryBytes: 192 * 1024,
         reserveBytes: 16 * 1024,
         quietMs,
+        prewriteBytes: 24 * 1024,
       },
     };
   }
