@@ -4,6 +4,7 @@ import { attempt, run } from '../lab/processes.ts';
 import { rowOf } from './figures.ts';
 import type { Row } from './figures.ts';
 import { editImage, makeImage } from './image.ts';
+import { nodeFlags } from '../src/supervisor.ts';
 
 /**
  * Taking in: the first backup of a disk, and a second one after it was changed in place, without
@@ -27,7 +28,8 @@ interface Taker {
 
 /** With compiled code kept between runs, as bin/rouse has it and as borg keeps its own. */
 const compiled = `NODE_COMPILE_CACHE=${new URL('../.cache/node', import.meta.url).pathname}`;
-const node = ['env', compiled, process.execPath, '--disable-warning=ExperimentalWarning'];
+const flags = ['--disable-warning=ExperimentalWarning', ...nodeFlags('proxy')];
+const node = ['env', compiled, process.execPath, ...flags];
 const rouse = new URL('take-in-rouse.ts', import.meta.url).pathname;
 
 function rouseTaker(codec: 'lz4' | 'zstd'): Taker {
