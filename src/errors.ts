@@ -20,6 +20,11 @@ export const errorTable = {
   'io-error': { status: 500, exit: 9, advice: 'Look at the disk and the kernel log.' },
   'port-taken': { status: 500, exit: 10, advice: 'Stop the other program or choose another port.' },
   'host-unreachable': { status: 502, exit: 11, advice: 'Check that the host is up and reachable.' },
+  'hypervisor-unreachable': {
+    status: 502,
+    exit: 11,
+    advice: 'Check that the manager (vCenter, ESXi, libvirt) is up and reachable.',
+  },
   'hypervisor-error': { status: 502, exit: 11, advice: 'Read what the hypervisor said.' },
   'hypervisor-unsupported': { status: 422, exit: 11, advice: 'Choose another host or mode.' },
   'proxy-unreachable': { status: 502, exit: 12, advice: 'Start the proxy: rouse up.' },

@@ -190,6 +190,9 @@ export const recoveryLimits = {
   guestSeesPollMs: 500,
   /** A proxy that restarts while it seals is back within seconds: 1 + 2 + 4 ... 60 s, some minutes. */
   sealAttemptsMax: 10,
+  /** A manager that is away is waited for: 1 + 2 + 4 + 8 + 26 x 10 s, less up to a quarter: three
+   * and a half minutes at least. The services of a vCenter restart in one to three. */
+  awayAttemptsMax: 30,
   /** A restored disk is sparse; a datastore with a tenth of its size free may do, less will not. */
   restoreFreeShare: 0.1,
 } as const;
@@ -264,6 +267,8 @@ export const workflowLimits = {
   pollMs: 10_000,
   /** Attempts of a step: 1 s, 2 s, 4 s ... 60 s, each shortened by up to a quarter. */
   retryMs: { first: 1_000, max: 60_000 },
+  /** Attempts of a step that waits for somebody who is away: it goes on soon after they are back. */
+  awayRetryMs: { first: 1_000, max: 10_000 },
   /** Attempts of an undo, of `settled` and of a timer: the same, up to 5 min, without end. */
   undoRetryMs: { first: 1_000, max: 300_000 },
   /** A step that took the whole process down this often is undone instead of run again. */

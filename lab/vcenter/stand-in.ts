@@ -47,6 +47,8 @@ export interface Inventory {
   /** Of the one user, wherever `entity` (a name) is not given. */
   readonly missingPrivileges?: readonly MissingPrivilege[];
   readonly behaviour?: Behaviour;
+  /** Further ones who may log in, with the same password. */
+  readonly users?: readonly string[];
 }
 
 export interface StandInHost {
@@ -95,6 +97,15 @@ export interface ScriptedFault {
   readonly inCall?: boolean;
 }
 
+/** Asked at each power-on; a choice whose label says cancel ends it, any other lets it go on. */
+export interface ScriptedQuestion {
+  readonly id: string;
+  readonly text: string;
+  readonly choices: readonly { readonly key: string; readonly label: string }[];
+  /** The task cannot be cancelled while it is asked. */
+  readonly stubborn?: boolean;
+}
+
 export interface StandInCall {
   readonly method: string;
   readonly type: string;
@@ -124,9 +135,19 @@ export interface StandInMachine {
   readonly commandSocket: string;
 }
 
+export interface StandInDatastore {
+  readonly id: string;
+  readonly name: string;
+  /** `server:/path` of a mounted export; empty for a local one. */
+  readonly remote: string;
+  readonly hosts: readonly string[];
+}
+
 /** A vCenter that does things, and takes a script. */
 export interface StandIn extends Vcenter {
   fault(fault: ScriptedFault): Promise<void>;
+  question(question: ScriptedQuestion): Promise<void>;
+  /** The question as well. */
   clearFaults(): Promise<void>;
   /** Everyone has to log in again. */
   dropSessions(): Promise<void>;
@@ -134,6 +155,7 @@ export interface StandIn extends Vcenter {
   goAwayMs(ms: number): Promise<void>;
   /** Replaces what was missing before. */
   missingPrivileges(missing: readonly MissingPrivilege[]): Promise<void>;
+  /** The same. */
   behaviour(behaviour: Behaviour): Promise<void>;
   /**
    * `dies`: its machines end at once and it does not respond; vCenter shows what it saw last until the
@@ -155,6 +177,7 @@ export interface StandIn extends Vcenter {
   /** What hosts did over NFS with libnfs's programs (QEMU's own traffic is not in it). */
   nfsLog(): Promise<readonly NfsCall[]>;
   machines(): Promise<readonly StandInMachine[]>;
+  datastores(): Promise<readonly StandInDatastore[]>;
   machine(name: string): Promise<StandInMachine>;
   /** The serial ports of a machine, which must have been on once; close it afterwards. */
   serial(name: string): Promise<SerialConsole>;
@@ -189,6 +212,7 @@ export async function startStandIn(options: {
   return {
     ...vcenter,
     fault: (fault) => tell('fault', fault),
+    question: (question) => tell('question', question),
     clearFaults: () => tell('clearFaults'),
     dropSessions: () => tell('dropSessions'),
     goAwayMs: (ms) => tell('goAway', { ms }),
@@ -200,6 +224,7 @@ export async function startStandIn(options: {
     calls: () => ask('calls'),
     nfsLog: () => ask('nfsLog'),
     machines: () => ask('machines'),
+    datastores: () => ask('datastores'),
     machine,
     serial: async (name) => {
       const { serialLog, commandSocket } = await machine(name);

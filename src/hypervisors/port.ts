@@ -4,8 +4,9 @@ import type { RouseError } from '../errors.ts';
  * A hypervisor manager: vCenter, one ESXi host, or one libvirt. Ids are the manager's own, opaque
  * and stable (managed object id, libvirt UUID); names are for people and may repeat.
  * Every call that changes something is idempotent by name: doing it again finds what is there.
- * Failures are RouseErrors: `host-unreachable`, `hypervisor-error` (with the manager's own words),
- * `not-found`, `already-exists`, `hypervisor-unsupported`, `time-out`, `cancelled`.
+ * Failures are RouseErrors: `hypervisor-unreachable` (the manager itself), `host-unreachable`,
+ * `hypervisor-error` (with the manager's own words), `not-found`, `already-exists`,
+ * `hypervisor-unsupported`, `time-out`, `cancelled`.
  */
 export interface Hypervisor {
   readonly kind: 'libvirt' | 'vsphere' | 'memory';

@@ -1,3 +1,4 @@
+import { recoveryLimits } from '../limits.ts';
 import type { Step, StepContext, Workflow } from '../workflows/api.ts';
 import { AttachingSteps } from './attaching.ts';
 import { OpeningSteps } from './opening.ts';
@@ -65,5 +66,7 @@ function step(
   run: Step<RecoveryInput>['run'],
   undo?: (context: Context) => Promise<void>,
 ): Step<RecoveryInput> {
-  return { number, name, run, attemptsMax: 3, ...(undo === undefined ? {} : { undo }) };
+  const { awayAttemptsMax } = recoveryLimits;
+  const attempts = { attemptsMax: 3, awayAttemptsMax };
+  return { number, name, run, ...attempts, ...(undo === undefined ? {} : { undo }) };
 }

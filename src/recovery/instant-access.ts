@@ -1,3 +1,4 @@
+import { recoveryLimits } from '../limits.ts';
 import type { Step, StepContext, Workflow } from '../workflows/api.ts';
 import { cleaningSteps, type CloseInput } from './cleaning.ts';
 import { settleClosed, settleOpened, settleRelocated } from './settling.ts';
@@ -77,6 +78,7 @@ function relocating(world: RecoveryWorld): Workflow<RelocateInput> {
       {
         number: 12,
         name: 'Relocate',
+        awayAttemptsMax: recoveryLimits.awayAttemptsMax,
         run: (context) => relocateMachine(world, context),
         undo: (context) => stopRelocation(world, context),
       },
@@ -102,5 +104,7 @@ function step(
   run: Step<RecoveryInput>['run'],
   undo?: (context: Context) => Promise<void>,
 ): Step<RecoveryInput> {
-  return { number, name, run, attemptsMax: 3, ...(undo === undefined ? {} : { undo }) };
+  const { awayAttemptsMax } = recoveryLimits;
+  const attempts = { attemptsMax: 3, awayAttemptsMax };
+  return { number, name, run, ...attempts, ...(undo === undefined ? {} : { undo }) };
 }

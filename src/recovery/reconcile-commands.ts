@@ -57,7 +57,7 @@ function lines(finding: ReconcileFinding, terminal: Terminal): string[] {
 function refuseUnfinished({ findings, unreachable }: ReconcileReport): void {
   const [away] = unreachable;
   if (away !== undefined) {
-    const code = away.kind === 'proxy' ? 'proxy-unreachable' : 'host-unreachable';
+    const code = away.kind === 'proxy' ? 'proxy-unreachable' : 'hypervisor-unreachable';
     const names = unreachable.map(({ name }) => name).join(', ');
     throw new RouseError(code, `${names} could not be looked at`, {
       advice: 'Bring it back, then: rouse reconcile',

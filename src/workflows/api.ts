@@ -24,6 +24,11 @@ export interface Step<Input extends Json> {
   /** Attempts before the run fails, for errors that a retry may mend. Default 1. */
   readonly attemptsMax?: number;
   /**
+   * The same for `hypervisor-unreachable`, at most `awayRetryMs` apart: a manager that restarts is
+   * waited for. Default `attemptsMax`.
+   */
+  readonly awayAttemptsMax?: number;
+  /**
    * The step's own rows, written in the transaction that writes its end down: both or none. Nothing
    * but SQL belongs here. An error makes the step fail.
    */

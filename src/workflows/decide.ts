@@ -26,7 +26,12 @@ export type Action =
   | { readonly kind: 'run'; readonly position: number }
   | { readonly kind: 'undo'; readonly position: number }
   /** Before the next attempt: the back-off after that many failures. */
-  | { readonly kind: 'wait'; readonly failures: number; readonly undoing: boolean }
+  | {
+      readonly kind: 'wait';
+      readonly failures: number;
+      readonly undoing: boolean;
+      readonly isAway?: boolean;
+    }
   | { readonly kind: 'settle' }
   | { readonly kind: 'end' }
   /** The engine stops: nothing new is begun. */
@@ -100,11 +105,13 @@ function goForward(decision: Decision): Action | undefined {
     }
   }
   if (ended?.kind === 'run-failed' && ended.position === next.position) {
-    const attemptsMax = workflow.steps[next.position]?.attemptsMax ?? 1;
+    const isAway = away.has(ended.error.code);
+    const { attemptsMax: usual = 1, awayAttemptsMax = usual } = workflow.steps[next.position] ?? {};
+    const attemptsMax = isAway ? awayAttemptsMax : usual;
     if (next.failures >= attemptsMax || hopeless.has(ended.error.code)) {
       return conclude(run, 'failed', ended.error);
     }
-    return { kind: 'wait', failures: next.failures, undoing: false };
+    return { kind: 'wait', failures: next.failures, undoing: false, isAway };
   }
   if (decision.pausing) {
     next.state = 'waiting';
@@ -175,6 +182,9 @@ const hopeless: ReadonlySet<string> = new Set([
   'corrupt-data',
   'cancelled',
 ]);
+
+/** Whoever was asked does not answer: they restart, and come back. */
+const away: ReadonlySet<string> = new Set(['hypervisor-unreachable']);
 
 export function wasBegun(step: StepRow): boolean {
   return step.attempts > 0;

@@ -61,7 +61,8 @@ export class Drive {
         ended = await this.#settle(progressed);
         settleFailures += 1;
       } else {
-        await this.#backOff(Math.max(action.failures, settleFailures), action.undoing);
+        const { undoing, isAway = false } = action;
+        await this.#backOff(Math.max(action.failures, settleFailures), undoing, isAway);
         ended = undefined;
       }
     }
@@ -176,9 +177,10 @@ export class Drive {
     this.progress = undefined;
   }
 
-  async #backOff(failures: number, undoing: boolean): Promise<void> {
+  async #backOff(failures: number, undoing: boolean, isAway = false): Promise<void> {
     const signal = this.#begin(!undoing);
-    const range = undoing ? workflowLimits.undoRetryMs : workflowLimits.retryMs;
+    const { undoRetryMs, awayRetryMs, retryMs } = workflowLimits;
+    const range = undoing ? undoRetryMs : isAway ? awayRetryMs : retryMs;
     try {
       await this.#parts.clock.sleep(backOffMs(failures, range, this.#parts.random), signal);
     } catch (error) {

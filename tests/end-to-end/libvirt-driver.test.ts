@@ -245,9 +245,9 @@ function failureTests(): void {
     assert.deepEqual(datastores.map((store) => store.name).sort(), ['production', 'rouse-test']);
   });
 
-  test('a libvirt that is down is host-unreachable, and its test says so', async () => {
+  test('a libvirt that is down is hypervisor-unreachable, and its test says so', async () => {
     await world.libvirt.stop();
-    await assert.rejects(world.driver.inventory(), { code: 'host-unreachable' });
+    await assert.rejects(world.driver.inventory(), { code: 'hypervisor-unreachable' });
     const report = await world.driver.test();
     assert.equal(report.ok, false);
     assert.equal(report.problems.length, 1);

@@ -159,6 +159,10 @@ const free: readonly (string | symbol)[] = ['configure', 'clones'];
 const Proxy2 = globalThis.Proxy;
 
 export interface RunningParts {
+  /** Where the proxy is, as hosts see it; default loopback. */
+  readonly address?: string;
+  /** What every request means; default one of the memory proxy. */
+  readonly saveset?: Saveset;
   readonly database: Database;
   readonly clock: Clock;
   readonly hypervisor: Hypervisor;
@@ -189,6 +193,7 @@ export class Running {
 
   static async open(parts: RunningParts): Promise<Running> {
     const { database, clock, hypervisor, proxy, died } = parts;
+    const { address = '127.0.0.1', saveset: chosen = saveset } = parts;
     const catalog = openCatalog(database, clock);
     const engine = createEngine({
       database,
@@ -204,13 +209,13 @@ export class Running {
       engine,
       recoveries: catalog.recoveries,
       device: async () => ({ id: 'local', name: 'local', address: '/memory' }),
-      placement: memoryPlacement(() => [{ name: 'local' }]),
-      proxies: async () => [{ name: 'local', address: '127.0.0.1', isAway: false, calls: proxy }],
+      placement: memoryPlacement(() => [{ name: 'local', addresses: [address] }]),
+      proxies: async () => [{ name: 'local', address, isAway: false, calls: proxy }],
       hypervisor: async () => hypervisor,
       tell: async (_id, level, kind) => void running?.told.push(`${level} ${kind}`),
       keepPicture: async () => undefined,
       picture: async () => undefined,
-      chooseSaveset: async () => saveset,
+      chooseSaveset: async () => chosen,
       chooseHypervisor: async () => 'memory',
       findMachine: async (reference) => findIn(hypervisor, reference),
       hypervisorName: async () => 'memory',

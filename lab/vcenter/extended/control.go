@@ -32,8 +32,16 @@ func listenControl(f *front, path string) error {
 	handle("clearFaults", func(*json.Decoder) (interface{}, error) {
 		w.script.mu.Lock()
 		defer w.script.mu.Unlock()
-		w.script.faults = nil
+		w.script.faults, w.script.question = nil, nil
 		return nil, nil
+	})
+	handle("question", func(body *json.Decoder) (interface{}, error) {
+		asked := &scriptedQuestion{}
+		err := body.Decode(asked)
+		w.script.mu.Lock()
+		defer w.script.mu.Unlock()
+		w.script.question = asked
+		return nil, err
 	})
 	handle("calls", func(*json.Decoder) (interface{}, error) {
 		w.script.mu.Lock()
@@ -58,6 +66,7 @@ func listenControl(f *front, path string) error {
 	handle("host", w.setHost)
 	handle("tools", w.setTools)
 	handle("machines", w.listMachines)
+	handle("datastores", w.listStores)
 	handle("resetChangeTracking", w.resetTracking)
 	go func() { _ = http.Serve(listener, mux) }()
 	return nil
@@ -86,9 +95,14 @@ func (w *world) setPrivileges(body *json.Decoder) (interface{}, error) {
 }
 
 func (w *world) setBehaviour(body *json.Decoder) (interface{}, error) {
+	var asked behaviour
+	if err := body.Decode(&asked); err != nil {
+		return nil, err
+	}
 	w.script.mu.Lock()
 	defer w.script.mu.Unlock()
-	return nil, body.Decode(&w.script.behaviour)
+	w.script.behaviour = asked
+	return nil, nil
 }
 
 // setHost changes a host's state: maintenance mode, connection; a host that dies takes its
@@ -188,6 +202,27 @@ func (w *world) listMachines(*json.Decoder) (interface{}, error) {
 			"id": self.Value, "name": m.name, "host": m.host.name, "vmx": m.store.path(m.file),
 			"poweredOn": m.qemu != nil, "disks": disks,
 			"serialLog": m.directory() + "/serial.log", "commandSocket": m.directory() + "/command.sock",
+		})
+	}
+	return list, nil
+}
+
+// listStores tells what is mounted where, as the hosts have it.
+func (w *world) listStores(*json.Decoder) (interface{}, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	list := []map[string]interface{}{}
+	for self, s := range w.stores {
+		hosts := []string{}
+		for h := range s.mounts {
+			hosts = append(hosts, h.name)
+		}
+		remote := ""
+		if s.nas() {
+			remote = s.remoteHost + ":" + s.remotePath
+		}
+		list = append(list, map[string]interface{}{
+			"id": self.Value, "name": s.name, "remote": remote, "hosts": hosts,
 		})
 	}
 	return list, nil

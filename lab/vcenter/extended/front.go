@@ -25,8 +25,11 @@ type front struct {
 	service *simulator.Service
 	files   http.Handler
 	mu      sync.Mutex
-	// Cookies of those who have logged in and are still known.
-	sessions map[string]bool
+	// Who may log in, and with what.
+	users    map[string]bool
+	password string
+	// Cookies of those who have logged in and are still known, with their names.
+	sessions map[string]string
 	address  string
 	server   *http.Server
 	listen   func() (net.Listener, error)
@@ -76,15 +79,18 @@ func (f *front) scripted(out http.ResponseWriter, r *http.Request, method *simul
 			f.w.script.keepForTask(method.Name, method.This, fault)
 		}
 	}
+	if strings.HasSuffix(method.Name, "_Task") {
+		f.w.script.callsFor(method.Name, method.This, f.userOf(r))
+	}
 	f.service.ServeSDK(out, r)
 	switch method.Name {
 	case "Login":
 		for _, cookie := range (&http.Response{Header: out.Header()}).Cookies() {
-			f.remember(cookie.Value, true)
+			f.remember(cookie.Value, method.Body.(*types.Login).UserName)
 		}
 	case "Logout":
 		if cookie, err := r.Cookie(soap.SessionCookieName); err == nil {
-			f.remember(cookie.Value, false)
+			f.remember(cookie.Value, "")
 		}
 	}
 	if fault != nil && fault.DropAnswer {
@@ -92,11 +98,12 @@ func (f *front) scripted(out http.ResponseWriter, r *http.Request, method *simul
 	}
 }
 
-func (f *front) remember(session string, known bool) {
+// remember keeps a session with its user; without one it is forgotten.
+func (f *front) remember(session string, user string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if known {
-		f.sessions[session] = true
+	if user != "" {
+		f.sessions[session] = user
 	} else {
 		delete(f.sessions, session)
 	}
@@ -105,13 +112,15 @@ func (f *front) remember(session string, known bool) {
 func (f *front) dropSessions() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.sessions = map[string]bool{}
+	f.sessions = map[string]string{}
 }
 
-func (f *front) loggedIn(r *http.Request) bool {
+func (f *front) loggedIn(r *http.Request) bool { return f.userOf(r) != "" }
+
+func (f *front) userOf(r *http.Request) string {
 	cookie, err := r.Cookie(soap.SessionCookieName)
 	if err != nil {
-		return false
+		return ""
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -120,6 +129,12 @@ func (f *front) loggedIn(r *http.Request) bool {
 
 // refuse is for who has no session, or not the privileges.
 func (f *front) refuse(r *http.Request, method *simulator.Method) *problem {
+	if login, ok := method.Body.(*types.Login); ok {
+		if !f.users[login.UserName] || login.Password != f.password {
+			words := "Cannot complete login due to an incorrect user name or password."
+			return fail(&types.InvalidLogin{}, "%s", words)
+		}
+	}
 	if !f.loggedIn(r) {
 		// Whatever session the cookie names is not one any more.
 		r.Header.Del("Cookie")

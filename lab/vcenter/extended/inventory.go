@@ -17,6 +17,8 @@ type inventory struct {
 	Datacenters []datacenterSpec   `json:"datacenters"`
 	Missing     []missingPrivilege `json:"missingPrivileges"`
 	Behaviour   behaviour          `json:"behaviour"`
+	// Beside the one who may log in in any case, with the same password.
+	Users []string `json:"users"`
 }
 
 type datacenterSpec struct {

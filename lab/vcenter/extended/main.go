@@ -81,7 +81,8 @@ func serve(w *world, o settings, spec *inventory) (*front, string, error) {
 		return nil, "", err
 	}
 	service := model.Service
-	service.Listen = &url.URL{Host: o.address, User: url.UserPassword(o.user, o.password)}
+	// The front knows who may log in: the simulator knows one user only.
+	service.Listen = &url.URL{Host: o.address, User: simulator.DefaultLogin}
 	service.RegisterSDK(simulator.Map)
 	client, err := vim25.NewClient(context.Background(), service)
 	if err != nil {
@@ -95,7 +96,11 @@ func serve(w *world, o settings, spec *inventory) (*front, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	f := &front{w: w, service: service, sessions: map[string]bool{}, address: o.address}
+	f := &front{w: w, service: service, sessions: map[string]string{}, address: o.address}
+	f.users, f.password = map[string]bool{o.user: true}, o.password
+	for _, each := range spec.Users {
+		f.users[each] = true
+	}
 	f.files = http.HandlerFunc(f.serveFiles)
 	f.listen = func() (net.Listener, error) {
 		return tls.Listen("tcp", f.address, &tls.Config{Certificates: []tls.Certificate{own}})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"strings"
 	"time"
 
 	googleuuid "github.com/google/uuid"
@@ -33,7 +34,9 @@ func (m *machine) task(method string, cancelable bool, body func(*job) (types.An
 
 func (m *machine) PowerOnVMTask(req *types.PowerOnVM_Task) soap.HasFault {
 	defer m.free()()
-	task := m.task("PowerOnVM_Task", true, func(j *job) (types.AnyType, error) {
+	asked := m.w.script.asks()
+	cancelable := asked == nil || !asked.Stubborn
+	task := m.task("PowerOnVM_Task", cancelable, func(j *job) (types.AnyType, error) {
 		return nil, m.powerOn(j)
 	})
 	return &methods.PowerOnVM_TaskBody{Res: &types.PowerOnVM_TaskResponse{Returnval: task}}
@@ -58,6 +61,11 @@ func (m *machine) powerOn(j *job) error {
 	}
 	if err := m.settleIdentity(j.ctx); err != nil {
 		return err
+	}
+	if asked := m.w.script.asks(); asked != nil {
+		if err := m.askScripted(j.ctx, asked); err != nil {
+			return err
+		}
 	}
 	disks, err := m.w.readDisks(m.host, m.store, dirOf(m.file), m.vmx)
 	if err != nil {
@@ -134,7 +142,7 @@ func (m *machine) settleIdentity(ctx context.Context) error {
 	before := uuid(m.vmx.get("uuid.location"))
 	answer := map[string]string{"create": "2", "keep": "1"}[m.vmx.get("uuid.action")]
 	if before != "" && before != here && answer == "" {
-		given, err := m.ask(ctx)
+		given, err := m.askMoved(ctx)
 		if err != nil {
 			return err
 		}
@@ -156,19 +164,49 @@ func (m *machine) settleIdentity(ctx context.Context) error {
 	return nil
 }
 
-// ask shows a question and waits for AnswerVM.
-func (m *machine) ask(ctx context.Context) (string, error) {
-	choice := func(key, label string) types.BaseElementDescription {
-		description := types.Description{Label: label, Summary: label}
-		return &types.ElementDescription{Description: description, Key: key}
+func choice(key, label string) types.BaseElementDescription {
+	description := types.Description{Label: label, Summary: label}
+	return &types.ElementDescription{Description: description, Key: key}
+}
+
+// askMoved is the question that a machine in another place asks.
+func (m *machine) askMoved(ctx context.Context) (string, error) {
+	return m.ask(ctx, "msg.uuid.altered", movedWords, []types.BaseElementDescription{
+		choice("0", "button.uuid.cancel"), choice("1", "button.uuid.movedTheVM"),
+		choice("2", "button.uuid.copiedTheVM"),
+	})
+}
+
+// askScripted is one that a test has thought of.
+func (m *machine) askScripted(ctx context.Context, asked *scriptedQuestion) error {
+	choices := []types.BaseElementDescription{}
+	for _, each := range asked.Choices {
+		choices = append(choices, choice(each.Key, each.Label))
 	}
+	if asked.Stubborn {
+		ctx = context.Background()
+	}
+	given, err := m.ask(ctx, asked.ID, asked.Text, choices)
+	if err != nil {
+		return err
+	}
+	for _, each := range asked.Choices {
+		if each.Key == given && strings.Contains(strings.ToLower(each.Label), "cancel") {
+			return fail(&types.GenericVmConfigFault{Reason: asked.ID}, "The power-on was canceled.")
+		}
+	}
+	return nil
+}
+
+// ask shows a question and waits for AnswerVM.
+func (m *machine) ask(
+	ctx context.Context,
+	id, text string,
+	choices []types.BaseElementDescription,
+) (string, error) {
 	question := types.VirtualMachineQuestionInfo{
-		Id: m.w.id("_vmx"), Text: movedWords,
-		Choice: types.ChoiceOption{DefaultIndex: 2, ChoiceInfo: []types.BaseElementDescription{
-			choice("0", "button.uuid.cancel"), choice("1", "button.uuid.movedTheVM"),
-			choice("2", "button.uuid.copiedTheVM"),
-		}},
-		Message: []types.VirtualMachineMessage{{Id: "msg.uuid.altered", Text: movedWords}},
+		Id: m.w.id("_vmx"), Text: text, Choice: types.ChoiceOption{ChoiceInfo: choices},
+		Message: []types.VirtualMachineMessage{{Id: id, Text: text}},
 	}
 	answers := make(chan string, 1)
 	m.w.mu.Lock()
@@ -195,7 +233,12 @@ func (m *machine) AnswerVM(req *types.AnswerVM) soap.HasFault {
 	m.w.mu.Lock()
 	defer m.w.mu.Unlock()
 	question := m.Runtime.Question
-	valid := req.AnswerChoice == "0" || req.AnswerChoice == "1" || req.AnswerChoice == "2"
+	valid := false
+	if question != nil {
+		for _, each := range question.Choice.ChoiceInfo {
+			valid = valid || each.GetElementDescription().Key == req.AnswerChoice
+		}
+	}
 	if m.answers == nil || question == nil || question.Id != req.QuestionId || !valid {
 		body.Fault_ = invalid("questionId").soap()
 		return body

@@ -28,9 +28,46 @@ func (m *machine) RelocateVMTask(req *types.RelocateVM_Task) soap.HasFault {
 	defer m.free()()
 	spec := req.Spec
 	task := m.task("RelocateVM_Task", true, func(j *job) (types.AnyType, error) {
+		if spec.Datastore == nil && spec.Host != nil {
+			return nil, m.migrate(m.w.hosts[*spec.Host])
+		}
 		return nil, m.relocate(j, &spec)
 	})
 	return &methods.RelocateVM_TaskBody{Res: &types.RelocateVM_TaskResponse{Returnval: task}}
+}
+
+// migrate gives a machine to another host that has its datastores. QEMU stays in the namespace where
+// it was started: with files of a directory that makes no difference.
+func (m *machine) migrate(to *host) error {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	if to == nil {
+		return invalid("spec.host")
+	}
+	if err := to.connected(); err != nil {
+		return err
+	}
+	for _, s := range append([]*store{m.store}, storesOf(m.disks)...) {
+		if s.nas() || s.mounts[to] == "" {
+			fault := &types.InaccessibleDatastore{}
+			fault.Datastore, fault.Name = &s.self, s.name
+			return fail(fault, "Unable to access the virtual machine configuration: "+
+				"Unable to access datastore '%s' from the host.", s.name)
+		}
+	}
+	change(m.host.object, set("vm", without(m.host.object.Vm, m.Self)))
+	m.host = to
+	change(to.object, set("vm", with(to.object.Vm, m.Self)))
+	change(m, set("runtime.host", &to.self), set("summary.runtime.host", &to.self))
+	return nil
+}
+
+func storesOf(disks []*disk) []*store {
+	list := []*store{}
+	for _, d := range disks {
+		list = append(list, d.store)
+	}
+	return list
 }
 
 func (m *machine) relocate(j *job, spec *types.VirtualMachineRelocateSpec) error {

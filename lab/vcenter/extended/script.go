@@ -12,7 +12,11 @@ type script struct {
 	mu     sync.Mutex
 	faults []*scriptedFault
 	// Faults of tasks, by method and object, between the call and its task.
-	due       map[string]*scriptedFault
+	due map[string]*scriptedFault
+	// Who has called for a task, the same way.
+	callers map[string]string
+	// Asked at each power-on, until it is taken away.
+	question  *scriptedQuestion
 	missing   []missingPrivilege
 	calls     []call
 	behaviour behaviour
@@ -32,6 +36,19 @@ type scriptedFault struct {
 	// The call itself fails, also where it would have made a task.
 	InCall bool `json:"inCall"`
 	seen   int
+}
+
+// scriptedQuestion keeps a machine from starting until it is answered. A choice whose label says
+// cancel ends the power-on; any other lets it go on.
+type scriptedQuestion struct {
+	ID      string `json:"id"`
+	Text    string `json:"text"`
+	Choices []struct {
+		Key   string `json:"key"`
+		Label string `json:"label"`
+	} `json:"choices"`
+	// The task cannot be canceled while it is asked.
+	Stubborn bool `json:"stubborn"`
 }
 
 type missingPrivilege struct {
@@ -63,7 +80,7 @@ type behaviour struct {
 }
 
 func newScript() *script {
-	return &script{due: map[string]*scriptedFault{}}
+	return &script{due: map[string]*scriptedFault{}, callers: map[string]string{}}
 }
 
 func (s *script) behaves() behaviour {
@@ -102,6 +119,27 @@ func (s *script) forTask(method string, object ref) *scriptedFault {
 	fault := s.due[key]
 	delete(s.due, key)
 	return fault
+}
+
+func (s *script) callsFor(method string, object ref, user string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.callers[method+" "+object.String()] = user
+}
+
+func (s *script) callerOf(method string, object ref) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := method + " " + object.String()
+	user := s.callers[key]
+	delete(s.callers, key)
+	return user
+}
+
+func (s *script) asks() *scriptedQuestion {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.question
 }
 
 func (s *script) record(c call) {

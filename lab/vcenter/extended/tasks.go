@@ -66,12 +66,17 @@ func (w *world) start(
 		EntityName:    about.Value,
 		State:         types.TaskInfoStateRunning,
 		Cancelable:    cancelable,
-		Reason:        &types.TaskReasonUser{UserName: "lab"},
-		QueueTime:     time.Now(),
+		Reason: &types.TaskReasonUser{
+			UserName: w.script.callerOf(method, entity.Reference()),
+		},
+		QueueTime: time.Now(),
 	}
 	started := time.Now()
 	t.Info.StartTime = &started
 	simulator.Map.Put(t)
+	if m, ok := entity.(*machine); ok {
+		m.remember(t.Self)
+	}
 	go func() {
 		defer cancel()
 		err := t.progress(0)
@@ -85,6 +90,17 @@ func (w *world) start(
 		t.end(result, err)
 	}()
 	return t.Self
+}
+
+// recentMax is how many tasks a machine shows; a vCenter shows those of the last minutes.
+const recentMax = 8
+
+func (m *machine) remember(task ref) {
+	recent := append(append([]ref{}, m.RecentTask...), task)
+	if len(recent) > recentMax {
+		recent = recent[len(recent)-recentMax:]
+	}
+	change(m, set("recentTask", recent))
 }
 
 func (t *task) end(result types.AnyType, err error) {

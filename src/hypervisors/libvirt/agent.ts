@@ -62,7 +62,7 @@ async function ask(
     ]);
   } catch (error) {
     // Not configured, not connected, hung, too old, or powered off: each is no answer.
-    if (isRouseError(error) && error.code !== 'host-unreachable') return undefined;
+    if (isRouseError(error) && error.code !== 'hypervisor-unreachable') return undefined;
     throw error;
   }
 }

@@ -96,8 +96,11 @@ const meanings: readonly (readonly [RegExp, ErrorCode])[] = [
   [/failed to get domain|[Dd]omain not found|no domain with matching/u, 'not-found'],
   [/failed to get (pool|network|vol)|[Ss]torage (pool|volume) not found/u, 'not-found'],
   [/[Cc]annot acquire state change lock|another .*job|already.*in progress/u, 'busy'],
-  [/failed to connect to the hypervisor|[Cc]onnection (refused|reset)/u, 'host-unreachable'],
-  [/End of file while reading data|[Cc]annot recv data|unable to connect/u, 'host-unreachable'],
+  [/failed to connect to the hypervisor|[Cc]onnection (refused|reset)/u, 'hypervisor-unreachable'],
+  [
+    /End of file while reading data|[Cc]annot recv data|unable to connect/u,
+    'hypervisor-unreachable',
+  ],
   [/already exists|is already defined/u, 'already-exists'],
   [/No space left on device/u, 'disk-full'],
 ];
@@ -106,7 +109,7 @@ function virshError(command: string, uri: string, stderr: string): RouseError {
   const said = stderr.replaceAll(/^error: /gmu, '').trim() || 'it failed without a word';
   const code = meanings.find(([words]) => words.test(said))?.[1] ?? 'hypervisor-error';
   const advice =
-    code === 'host-unreachable'
+    code === 'hypervisor-unreachable'
       ? { advice: `Check that libvirt runs: virsh -c '${uri}' version` }
       : {};
   return new RouseError(code, `virsh ${command}: ${said}`, { details: { uri }, ...advice });

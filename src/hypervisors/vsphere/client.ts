@@ -59,6 +59,8 @@ const repeatable = /^(?:Retrieve|Query|Has|Fetch|Current|Find)/u;
 export class VimClient {
   readonly clock: Clock;
   readonly http: TrustedHttp;
+  /** Ids of the tasks that this process began. */
+  readonly begun = new Begun();
   readonly #options: VimOptions;
   readonly #path: string;
   #cookies = new Map<string, string>();
@@ -270,10 +272,12 @@ export class VimClient {
     // Faults come with 500; what is neither comes from something in front of the manager.
     const isSoap = /xml/iu.test(reply.headers['content-type'] ?? 'xml') && text.trim() !== '';
     if (!isSoap || (reply.status !== 200 && reply.status !== 500)) {
-      const code = [502, 503, 504].includes(reply.status) ? 'host-unreachable' : 'hypervisor-error';
+      const code = [502, 503, 504].includes(reply.status)
+        ? 'hypervisor-unreachable'
+        : 'hypervisor-error';
       throw new RouseError(code, `${this.name} answers ${method} with HTTP ${reply.status}`, {
         advice:
-          code === 'host-unreachable'
+          code === 'hypervisor-unreachable'
             ? 'It is starting, or in trouble: try again in a minute.'
             : 'Check that the address is that of a vCenter or an ESXi host, ending in /sdk.',
       });
@@ -291,6 +295,23 @@ export class VimClient {
       const [, name, value = ''] = /^\s*([^=;\s]+)=([^;]*)/u.exec(line) ?? [];
       if (name !== undefined) this.#cookies.set(name, value.trim());
     }
+  }
+}
+
+/** The newest of them: who asks about a task does so while it runs. */
+class Begun {
+  readonly #ids = new Set<string>();
+
+  add(id: string): void {
+    this.#ids.add(id);
+    const [oldest] = this.#ids;
+    if (this.#ids.size > vsphereLimits.begunTasksMax && oldest !== undefined) {
+      this.#ids.delete(oldest);
+    }
+  }
+
+  has(id: string): boolean {
+    return this.#ids.has(id);
   }
 }
 

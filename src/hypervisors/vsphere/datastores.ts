@@ -7,7 +7,7 @@ import { datastoreOf, datastorePaths, hostOf, hostRef, remoteOf } from './invent
 import { entityName, locationOf, parseDatastorePath } from './names.ts';
 import { readAll, readExisting, readOne } from './properties.ts';
 import type { Found } from './properties.ts';
-import { all, at, items, leaf, node, refOf, reference, refsOf, textAt } from './vim-xml.ts';
+import { all, leaf, node, refOf, reference, refsOf, textAt } from './vim-xml.ts';
 import type { Ref } from './vim-xml.ts';
 
 /** A host and what it has mounted. */
@@ -164,9 +164,7 @@ async function create(client: VimClient, at: MountingHost, spec: DatastoreSpec):
     if (error.type === 'HostConfigFault' || error.type === 'PlatformConfigFault') {
       const message = `host ${at.host.name} cannot mount ${locationOf(spec)}: ${error.message}`;
       throw new RouseError('hypervisor-error', message, {
-        advice:
-          'Check that the host reaches the proxy (ports 111 and 2049, its firewall, its vmkernel ' +
-          'addresses) and /var/log/vmkernel.log on it.',
+        advice: /maximum number/iu.test(error.message) ? slotAdvice : mountAdvice,
         cause: error,
         details: error.details ?? {},
       });
@@ -175,6 +173,10 @@ async function create(client: VimClient, at: MountingHost, spec: DatastoreSpec):
   }
   throw new RouseError('hypervisor-error', `${client.name} made no datastore ${spec.name}`);
 }
+
+const mountAdvice =
+  'Check that the host reaches the proxy (ports 111 and 2049, its firewall, its vmkernel ' +
+  'addresses) and /var/log/vmkernel.log on it.';
 
 /** No error when neither the datastore nor the host is there. */
 export async function unmountDatastore(
@@ -210,50 +212,32 @@ function inUse(name: string, users: readonly string[]): RouseError {
   });
 }
 
-const usagePaths = ['config.files.vmPathName', 'config.hardware.device'] as const;
+/** What is told of every machine in little: thousands of them are a few hundred kilobytes. */
+const usagePaths = ['datastore', 'config.files.vmPathName'] as const;
 
 /**
- * What Datastore.vm says, and every machine whose files name it: the manager promises to refuse
- * only for VMFS, so both are looked at.
+ * What Datastore.vm says, and every machine that says so itself: the manager promises to refuse
+ * only for VMFS, so all of it is looked at.
  */
 export async function datastoreUsers(client: VimClient, name: string): Promise<readonly string[]> {
   const users = new Set<string>();
-  const mounted = new Set<string>();
-  const wanted = { Datastore: ['name', 'vm'], VirtualMachine: usagePaths };
-  const machines: { id: string; files: readonly string[]; stores: readonly string[] }[] = [];
-  await readAll(client, wanted, (one) => {
+  const named = new Set<string>();
+  const machines: { id: string; home: string; stores: readonly string[] }[] = [];
+  await readAll(client, { Datastore: ['name', 'vm'], VirtualMachine: usagePaths }, (one) => {
     if (one.ref.type === 'VirtualMachine') {
-      machines.push({ id: one.ref.id, files: filesOf(one), stores: storesOf(one) });
+      const stores = refsOf(one.get('datastore')).map(({ id }) => id);
+      machines.push({ id: one.ref.id, home: one.text('config.files.vmPathName') ?? '', stores });
     } else if (nameOfFound(one) === name) {
-      mounted.add(one.ref.id);
+      named.add(one.ref.id);
       for (const { id } of refsOf(one.get('vm'))) users.add(id);
     }
   });
-  for (const { id, files, stores } of machines) {
-    const isNamed = files.some((file) => parseDatastorePath(file)?.datastore === name);
-    if (isNamed || stores.some((store) => mounted.has(store))) users.add(id);
+  for (const { id, home, stores } of machines) {
+    const isHome = parseDatastorePath(home)?.datastore === name;
+    if (isHome || stores.some((store) => named.has(store))) users.add(id);
   }
   const known = new Set(machines.map(({ id }) => id));
   return [...users].filter((id) => known.has(id));
-}
-
-/** Paths of the .vmx and of the files behind devices, with what lies below snapshots. */
-function filesOf(found: Found): readonly string[] {
-  const files = [found.text('config.files.vmPathName') ?? ''];
-  for (const device of items(found.get('config.hardware.device'))) {
-    let backing = at(device, 'backing');
-    for (let depth = 0; backing !== undefined && depth < vsphereLimits.parentsMax; depth += 1) {
-      files.push(textAt(backing, 'fileName') ?? '');
-      backing = at(backing, 'parent');
-    }
-  }
-  return files.filter((file) => file !== '');
-}
-
-function storesOf(found: Found): readonly string[] {
-  return items(found.get('config.hardware.device')).flatMap(
-    (device) => refOf(at(device, 'backing.datastore'))?.id ?? [],
-  );
 }
 
 /** A datastore of that name as the host has it mounted. Throws `not-found`. */

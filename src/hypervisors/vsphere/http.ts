@@ -113,7 +113,7 @@ export class TrustedHttp {
 
   #failure(error: Error, request: { readonly reusedSocket: boolean }): Error {
     const known = connectionError(error, { host: this.#host, port: this.#port });
-    const isBroken = known.code === 'host-unreachable' && !(error instanceof RouseError);
+    const isBroken = known.code === 'hypervisor-unreachable' && !(error instanceof RouseError);
     return request.reusedSocket && isBroken ? new StaleConnection(known) : known;
   }
 }

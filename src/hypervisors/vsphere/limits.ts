@@ -32,6 +32,10 @@ export const vsphereLimits = {
   relocateMsMax: 14 * 86_400_000,
   /** A task that was told to end does so within this. */
   cancelMsMax: 60_000,
+  /** A power-on that asks something and was cancelled ends at once, or it does not. */
+  questionMsMax: 10_000,
+  /** Ids of tasks of ours that are remembered: 20 bytes each; 256 recoveries run at once. */
+  begunTasksMax: 4_096,
   relocateRounds: 3,
   /** After a refused login none is tried for so long: accounts get locked after five. */
   refusedLoginMs: 60_000,

@@ -16,8 +16,8 @@ import {
 import { readAll, readOne } from './properties.ts';
 import type { Found } from './properties.ts';
 import { QuestionDesk } from './questions.ts';
-import { runTask } from './tasks.ts';
-import { items, leaf, node, refOf, reference, textAt, textValue } from './vim-xml.ts';
+import { beginTask, followTask, runningTask, runTask } from './tasks.ts';
+import { items, leaf, node, refOf, reference, refsOf, textAt, textValue } from './vim-xml.ts';
 import type { Ref } from './vim-xml.ts';
 import { watchUntil } from './watch.ts';
 
@@ -236,25 +236,29 @@ export async function powerState(client: VimClient, id: string): Promise<PowerSt
   return powerOf(found.text('runtime.powerState'));
 }
 
+const powerPaths = ['name', 'runtime.powerState', 'recentTask'] as const;
+
+/** Killed on the way, a power-on that runs is joined. */
 export async function powerOn(client: VimClient, id: string): Promise<void> {
-  const machine = machineRef(id);
-  const found = await readOne(client, machine, [
-    'name',
-    'runtime.powerState',
-    'config.extraConfig',
-  ]);
+  const found = await readOne(client, machineRef(id), powerPaths);
   if (powerOf(found.text('runtime.powerState')) === 'on') return;
   const name = entityName(found.text('name'));
-  const desk = new QuestionDesk(client, machine, name);
+  const desk = new QuestionDesk(client, found.ref, name);
+  const what = `powering on ${name}`;
+  const task =
+    (await runningPowerOn(client, found)) ??
+    (await beginTask(client, 'PowerOnVM_Task', found.ref, [], { what }));
   try {
-    await runTask(client, 'PowerOnVM_Task', machine, [], {
-      what: `powering on ${name}`,
-      beside: desk,
-    });
+    await followTask(client, task, { what, beside: desk });
   } catch (error) {
+    if (desk.isLeftOpen) await desk.dismiss(task);
     if (!isFault(error, 'InvalidPowerState') || (await powerState(client, id)) !== 'on')
       throw error;
   }
+}
+
+async function runningPowerOn(client: VimClient, found: Found): Promise<Ref | undefined> {
+  return (await runningTask(client, refsOf(found.get('recentTask')), 'powerOn'))?.ref;
 }
 
 export async function powerOff(
@@ -263,14 +267,28 @@ export async function powerOff(
   how: 'shutdown' | 'off',
   graceMs: number = vsphereLimits.shutdownGraceMs,
 ): Promise<void> {
+  const found = await readOne(client, machineRef(id), powerPaths);
+  if (powerOf(found.text('runtime.powerState')) === 'off') {
+    if (!(await endsStarting(client, found))) return;
+  } else if (how === 'shutdown' && (await shutDown(client, machineRef(id), graceMs))) return;
   if ((await powerState(client, id)) === 'off') return;
-  if (how === 'shutdown' && (await shutDown(client, machineRef(id), graceMs))) return;
   try {
     await runTask(client, 'PowerOffVM_Task', machineRef(id), [], { what: `powering off ${id}` });
   } catch (error) {
     if (!isFault(error, 'InvalidPowerState') || (await powerState(client, id)) !== 'off')
       throw error;
   }
+}
+
+/** One that is about to be on, or asks something first, is not off yet; false: it is. */
+async function endsStarting(client: VimClient, found: Found): Promise<boolean> {
+  const task = await runningPowerOn(client, found);
+  if (task === undefined) return false;
+  const name = entityName(found.text('name'));
+  if (await new QuestionDesk(client, found.ref, name).dismiss(task)) return true;
+  throw new RouseError('busy', `${name} is being powered on, and asks something`, {
+    advice: 'Answer it in vCenter; then it goes on by itself.',
+  });
 }
 
 /** Asks the guest; false when it cannot be asked, or is still there after its time. */

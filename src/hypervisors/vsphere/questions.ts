@@ -1,6 +1,9 @@
 import { RouseError } from '../../errors.ts';
 import type { VimClient } from './client.ts';
 import { isFault } from './faults.ts';
+import { vsphereLimits } from './limits.ts';
+import { readOne } from './properties.ts';
+import { cancelTask, hasEnded } from './tasks.ts';
 import { all, leaf, textAt } from './vim-xml.ts';
 import type { Ref, VimNode } from './vim-xml.ts';
 import type { Latest, Subject } from './watch.ts';
@@ -15,6 +18,8 @@ export class QuestionDesk {
   readonly #machine: Ref;
   readonly #name: string;
   readonly #answered = new Set<string>();
+  /** Asked, and not ours to answer. */
+  #open: VimNode | undefined;
 
   constructor(client: VimClient, machine: Ref, name: string) {
     this.#client = client;
@@ -29,8 +34,15 @@ export class QuestionDesk {
     const id = textAt(question, 'id');
     if (question === undefined || id === undefined || this.#answered.has(id)) return;
     const choice = knownAnswer(question);
-    if (choice === undefined) throw unknownQuestion(question, this.#name);
+    if (choice === undefined) {
+      this.#open = question;
+      throw unknownQuestion(question, this.#name);
+    }
     this.#answered.add(id);
+    await this.#answer(id, choice);
+  }
+
+  async #answer(id: string, choice: string): Promise<void> {
     try {
       await this.#client.call('AnswerVM', this.#machine, [
         leaf('questionId', id),
@@ -40,6 +52,33 @@ export class QuestionDesk {
       // Somebody was quicker; if it is asked again, it comes under another id.
       if (!isFault(error, 'InvalidArgument', 'InvalidState', 'ConcurrentAccess')) throw error;
     }
+  }
+
+  /**
+   * A power-on that waits for an answer which does not come keeps the machine from being
+   * unregistered: it is cancelled, or else the question answered with its own way out. False: it
+   * goes on asking.
+   */
+  async dismiss(task: Ref): Promise<boolean> {
+    const what = `ending the power-on of ${this.#name}`;
+    const wait = { what, timeoutMs: vsphereLimits.questionMsMax };
+    const isCancelled = await cancelTask(this.#client, task);
+    if (isCancelled && (await hasEnded(this.#client, task, wait))) return true;
+    const question = this.#open ?? (await this.#asked());
+    const id = textAt(question, 'id');
+    const out = question && choicesOf(question).find(({ label }) => /cancel|abort/iu.test(label));
+    if (id === undefined || out === undefined) return hasEnded(this.#client, task, wait);
+    await this.#answer(id, out.key);
+    return hasEnded(this.#client, task, { what, timeoutMs: vsphereLimits.cancelMsMax });
+  }
+
+  async #asked(): Promise<VimNode | undefined> {
+    const found = await readOne(this.#client, this.#machine, ['runtime.question']);
+    return found.get('runtime.question');
+  }
+
+  get isLeftOpen(): boolean {
+    return this.#open !== undefined;
   }
 }
 
@@ -68,7 +107,9 @@ function unknownQuestion(question: VimNode, name: string): RouseError {
   const text = (textAt(question, 'text') ?? '').trim();
   const choices = choicesOf(question).map(({ label }) => label.trim().replaceAll('_', ''));
   return new RouseError('hypervisor-error', `${name} asks: ${text}`, {
-    advice: `Answer it in vCenter (${choices.join(', ') || 'see there'}), then try again.`,
+    advice:
+      `Rouse does not know the answer (${choices.join(', ') || 'see vCenter'}). Recover without ` +
+      '--power-on, power it on in vCenter and answer there.',
     details: { question: text, choices },
   });
 }

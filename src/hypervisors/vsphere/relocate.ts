@@ -8,10 +8,11 @@ import { isFault } from './faults.ts';
 import { datastoreRef, machineRef } from './inventory.ts';
 import { devicesOf } from './machines.ts';
 import { entityName, parseDatastorePath } from './names.ts';
-import { readExisting, readOne } from './properties.ts';
+import { readOne } from './properties.ts';
 import type { Found } from './properties.ts';
-import { cancelTask, followTask, runTask } from './tasks.ts';
-import { leaf, node, refOf, reference, refsOf, textAt } from './vim-xml.ts';
+import { cancelTask, followTask, runningTask, runTask } from './tasks.ts';
+import type { RunningTask } from './tasks.ts';
+import { leaf, node, refOf, reference, refsOf } from './vim-xml.ts';
 import type { Ref } from './vim-xml.ts';
 
 const movePaths = [
@@ -109,7 +110,8 @@ async function move(client: VimClient, parts: Move, watch: RelocateWatch): Promi
   };
   try {
     const running = await runningRelocation(client, found);
-    if (running !== undefined) await followTask(client, running, options);
+    if (running?.isOurs === false) throw someoneElses(name, running.user);
+    if (running !== undefined) await followTask(client, running.ref, options);
     else
       await runTask(client, 'RelocateVM_Task', found.ref, [relocateSpec(parts, target)], options);
     watch.progress(totalBytes, totalBytes);
@@ -132,25 +134,28 @@ function relocateSpec({ found, moving }: Move, target: Ref) {
   ]);
 }
 
-async function runningRelocation(client: VimClient, found: Found): Promise<Ref | undefined> {
-  const recent = await readExisting(client, refsOf(found.get('recentTask')), ['info']);
-  const running = recent.find((task) => {
-    const info = task.get('info');
-    const state = textAt(info, 'state');
-    const kind = `${textAt(info, 'descriptionId') ?? ''} ${textAt(info, 'name') ?? ''}`;
-    return (state === 'running' || state === 'queued') && /relocate/iu.test(kind);
-  });
-  return running?.ref;
+function runningRelocation(client: VimClient, found: Found): Promise<RunningTask | undefined> {
+  return runningTask(client, refsOf(found.get('recentTask')), 'relocate');
 }
 
-/** Ends a copy that nobody follows any more; one that is ended by then is no error. */
+function someoneElses(name: string, user: string): RouseError {
+  const who = user === '' ? 'somebody' : user;
+  return new RouseError('busy', `${who} is relocating ${name} already`, {
+    advice: 'Wait until that has ended: when it has left the backup, clean-up begins by itself.',
+  });
+}
+
+/**
+ * Ends a copy of ours that nobody follows any more; one that is ended by then is no error. What a
+ * person began goes on.
+ */
 export async function stopRelocation(client: VimClient, id: string): Promise<void> {
   try {
     const found = await readOne(client, machineRef(id), movePaths);
     const running = await runningRelocation(client, found);
-    if (running === undefined) return;
-    await cancelTask(client, running);
-    await followTask(client, running, {
+    if (running === undefined || !running.isOurs) return;
+    await cancelTask(client, running.ref);
+    await followTask(client, running.ref, {
       what: `ending the relocation of ${entityName(found.text('name'))}`,
       timeoutMs: vsphereLimits.cancelMsMax,
     });

@@ -2,6 +2,7 @@ import { RouseError, isRouseError } from '../../errors.ts';
 import { vsphereLimits } from './limits.ts';
 import type { VimClient } from './client.ts';
 import { faultError, isFault } from './faults.ts';
+import { readExisting } from './properties.ts';
 import { at, refAt, textAt } from './vim-xml.ts';
 import type { Ref, VimNode, Xml } from './vim-xml.ts';
 import { watchUntil } from './watch.ts';
@@ -27,12 +28,54 @@ export async function runTask(
   args: readonly Xml[],
   options: TaskOptions,
 ): Promise<VimNode | undefined> {
+  return followTask(client, await beginTask(client, method, self, args, options), options);
+}
+
+export async function beginTask(
+  client: VimClient,
+  method: string,
+  self: Ref,
+  args: readonly Xml[],
+  options: Pick<TaskOptions, 'what' | 'signal'>,
+): Promise<Ref> {
   const answer = await client.call(method, self, args, { signal: options.signal });
   const task = refAt(answer, 'returnval');
   if (task === undefined) {
     throw new RouseError('hypervisor-error', `${client.name} began no task: ${options.what}`);
   }
-  return followTask(client, task, options);
+  client.begun.add(task.id);
+  return task;
+}
+
+/** A task that has not ended; `isOurs`: begun by us, and not by a person or another program. */
+export interface RunningTask {
+  readonly ref: Ref;
+  readonly isOurs: boolean;
+  readonly user: string;
+}
+
+/**
+ * Of a machine's `recentTask` the one of that kind (`relocate`, `powerOn`) that still runs. Ours are
+ * those that this process began; after a restart, those of the user that Rouse logs in as.
+ */
+export async function runningTask(
+  client: VimClient,
+  recent: readonly Ref[],
+  kind: string,
+): Promise<RunningTask | undefined> {
+  const tasks = await readExisting(client, recent, ['info']);
+  for (const task of tasks) {
+    const info = task.get('info');
+    const state = textAt(info, 'state');
+    const said = `${textAt(info, 'descriptionId') ?? ''} ${textAt(info, 'name') ?? ''}`;
+    if (state !== 'running' && state !== 'queued') continue;
+    if (!said.toLowerCase().includes(kind.toLowerCase())) continue;
+    const user = textAt(info, 'reason.userName') ?? '';
+    const own = await client.userName();
+    const isOurs = client.begun.has(task.ref.id) || user.toLowerCase() === own.toLowerCase();
+    return { ref: task.ref, isOurs, user };
+  }
+  return undefined;
 }
 
 /**
@@ -58,12 +101,30 @@ export async function followTask(
   }
 }
 
-/** No error when it has ended, or cannot be cancelled: who waits for it sees what becomes of it. */
-export async function cancelTask(client: VimClient, task: Ref): Promise<void> {
+/** False when it has ended, or cannot be cancelled: who waits for it sees what becomes of it. */
+export async function cancelTask(client: VimClient, task: Ref): Promise<boolean> {
   try {
     await client.call('CancelTask', task);
+    return true;
   } catch (error) {
     if (!isFault(error)) throw error;
+    return false;
+  }
+}
+
+/** Waits until it is over, however it ends; false: it is not, after that time. */
+export async function hasEnded(
+  client: VimClient,
+  task: Ref,
+  options: { readonly what: string; readonly timeoutMs: number },
+): Promise<boolean> {
+  try {
+    await followTask(client, task, options);
+    return true;
+  } catch (error) {
+    if (isRouseError(error, 'time-out') && !isFault(error)) return false;
+    if (isFault(error) || isRouseError(error, 'hypervisor-error')) return true;
+    throw error;
   }
 }
 

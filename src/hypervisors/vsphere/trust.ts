@@ -102,7 +102,7 @@ export async function readCertificate(place: Place): Promise<SeenCertificate> {
   const certificate = socket.getPeerX509Certificate();
   socket.destroy();
   if (certificate === undefined) {
-    throw new RouseError('host-unreachable', `${nameOf(place)} shows no certificate`);
+    throw new RouseError('hypervisor-unreachable', `${nameOf(place)} shows no certificate`);
   }
   return {
     fingerprint: certificate.fingerprint256,
@@ -143,7 +143,7 @@ function handshake(place: Place, how: tls.ConnectionOptions): Promise<tls.TLSSoc
     const timer = setTimeout(() => {
       socket.destroy();
       const message = `${nameOf(place)} does not answer`;
-      reject(new RouseError('host-unreachable', message, { advice: reachAdvice }));
+      reject(new RouseError('hypervisor-unreachable', message, { advice: reachAdvice }));
     }, vsphereLimits.connectMsMax);
     const failed = (error: Error) => {
       clearTimeout(timer);
@@ -180,7 +180,7 @@ export function connectionError(error: Error, place: Place): RouseError {
   const known = toRouseError(error, nameOf(place));
   if (known.code !== 'internal' && known.code !== 'not-found') return known;
   return new RouseError(
-    'host-unreachable',
+    'hypervisor-unreachable',
     `${nameOf(place)} cannot be reached: ${error.message}`,
     { cause: error, advice: reachAdvice },
   );

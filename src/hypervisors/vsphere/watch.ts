@@ -46,7 +46,7 @@ export async function watchUntil<T>(
         watchOnce(client, subjects, judge, wait, () => (awaySince = undefined)),
       );
     } catch (error) {
-      const isAway = isRouseError(error, 'host-unreachable') || isLate(error, wait);
+      const isAway = isRouseError(error, 'hypervisor-unreachable') || isLate(error, wait);
       const isLost = isFault(error, 'NotAuthenticated');
       if (options.signal?.aborted || (!isAway && !isLost)) throw error;
       const now = client.clock.monotonic();
