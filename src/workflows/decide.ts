@@ -72,7 +72,8 @@ function apply({ run, steps, ended, nowMs }: Decision): void {
       Object.assign(step, { state: 'done', endedMs: nowMs, result: ended.result, error: null });
       return;
     case 'run-failed':
-      step.failures += 1;
+      // Attempts at which nobody answered are counted by themselves.
+      if (!away.has(ended.error.code)) step.failures += 1;
       Object.assign(step, { state: 'failed', endedMs: nowMs, error: storedError(ended.error) });
       return;
     case 'undone':
