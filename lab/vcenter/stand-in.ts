@@ -126,6 +126,7 @@ export interface StandInMachine {
   readonly host: string;
   readonly vmx: string;
   readonly poweredOn: boolean;
+  readonly scsiControllers: number;
   readonly disks: readonly {
     readonly slot: string;
     readonly file: string;
@@ -169,7 +170,12 @@ export interface StandIn extends Vcenter {
       readonly dies?: boolean;
     },
   ): Promise<void>;
-  tools(machine: string, status: 'guestToolsRunning' | 'guestToolsNotRunning'): Promise<void>;
+  /** What VMware Tools tell; `mounts` are file systems by the slot of their disk (`scsi0:0`). */
+  tools(
+    machine: string,
+    status: 'guestToolsRunning' | 'guestToolsNotRunning',
+    mounts?: readonly { readonly slot: string; readonly path: string }[],
+  ): Promise<void>;
   /** Change ids given so far are worth nothing. */
   resetChangeTracking(machine: string): Promise<void>;
   /** All calls since the start, oldest first, also those that were refused. */
@@ -219,7 +225,7 @@ export async function startStandIn(options: {
     missingPrivileges: (missing) => tell('privileges', missing),
     behaviour: (behaviour) => tell('behaviour', behaviour),
     host: (name, state) => tell('host', { name, ...state }),
-    tools: (name, status) => tell('tools', { machine: name, status }),
+    tools: (name, status, mounts = []) => tell('tools', { machine: name, status, mounts }),
     resetChangeTracking: (name) => tell('resetChangeTracking', { machine: name }),
     calls: () => ask('calls'),
     nfsLog: () => ask('nfsLog'),
@@ -271,8 +277,10 @@ export async function writeMachine(options: {
     await chmod(flat, 0o600);
     const { size } = await stat(flat);
     await writeFile(join(folder, `${disk}.vmdk`), diskDescriptor(`${disk}-flat.vmdk`, size, index));
-    settings.set(`scsi0:${index}.present`, 'TRUE').set(`scsi0:${index}.fileName`, `${disk}.vmdk`);
-    settings.set(`scsi0:${index}.deviceType`, 'scsi-hardDisk');
+    // The seventh target of a controller is itself.
+    const slot = `scsi0:${index < 7 ? index : index + 1}`;
+    settings.set(`${slot}.present`, 'TRUE').set(`${slot}.fileName`, `${disk}.vmdk`);
+    settings.set(`${slot}.deviceType`, 'scsi-hardDisk');
   }
   for (const [key, value] of Object.entries(options.settings ?? {})) settings.set(key, value);
   const lines = [...settings].map(([key, value]) => `${key} = "${value}"\n`);

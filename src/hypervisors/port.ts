@@ -154,8 +154,8 @@ export interface MachineDisk {
 export interface GuestDisk {
   /** As in `MachineDisk.name`. */
   readonly name: string;
-  /** As the guest calls it: `/dev/sdb`, `PhysicalDrive1`. */
-  readonly seenAs: string;
+  /** As the guest calls it: `/dev/sdb`; null: the agent tells what is mounted, and no more. */
+  readonly seenAs: string | null;
   /** Where the guest has mounted file systems of it. */
   readonly mounts: readonly string[];
 }

@@ -52,7 +52,7 @@ export class AttachingSteps {
       const seenAs = seen?.find(({ name }) => name === device)?.seenAs ?? null;
       return { disk, device, serial, seenAs };
     });
-    return { detail: detailOf(target, attached, seen !== undefined), attached };
+    return { detail: detailOf(target, attached, seen), attached };
   }
 
   /** The disks asked for, each with the serial that it has in every attempt. */
@@ -97,13 +97,18 @@ export class AttachingSteps {
   }
 }
 
-function detailOf(target: Target, attached: readonly Attached[], hasAgent: boolean): string {
+function detailOf(
+  target: Target,
+  attached: readonly Attached[],
+  seen: readonly GuestDisk[] | undefined,
+): string {
   const places = attached.map(({ disk, device }) => `${disk} is ${device}`).join(', ');
   const count = `${plural(attached.length, 'disk')} in ${target.name}: ${places}`;
-  if (!hasAgent) return `${count}; not confirmed: no guest agent answers`;
-  const missing = attached.filter(({ seenAs }) => seenAs === null);
-  const seen = attached.flatMap(({ seenAs }) => (seenAs === null ? [] : [seenAs]));
-  if (missing.length === 0) return `${count}; its guest sees ${seen.join(', ')}`;
+  if (seen === undefined) return `${count}; not confirmed: no guest agent answers`;
+  const names = attached.flatMap(({ seenAs }) => (seenAs === null ? [] : [seenAs]));
+  if (names.length === attached.length) return `${count}; its guest sees ${names.join(', ')}`;
+  const missing = attached.filter(({ device }) => !seen.some(({ name }) => name === device));
+  if (missing.length === 0) return `${count}; not confirmed: its guest agent tells mounts only`;
   return `${count}; its guest does not see ${missing.map(({ device }) => device).join(', ')} yet`;
 }
 
@@ -140,7 +145,9 @@ export async function refuseMounted(
   const used = seen.filter(({ name, mounts }) => devices.includes(name) && mounts.length > 0);
   if (used.length === 0) return;
   const places = used.flatMap(({ mounts }) => mounts).join(', ');
-  const which = used.map(({ name, seenAs }) => `${name} (${seenAs})`).join(', ');
+  const which = used
+    .map(({ name, seenAs }) => (seenAs === null ? name : `${name} (${seenAs})`))
+    .join(', ');
   throw new RouseError('busy', `the guest of ${machine.name} has ${which} mounted at ${places}`, {
     advice: `Unmount it in the guest: umount ${places}. Clean-up goes on by itself.`,
   });

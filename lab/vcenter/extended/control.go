@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"time"
@@ -174,7 +175,10 @@ func (w *world) runningOn(h *host) []*qemu {
 }
 
 func (w *world) setTools(body *json.Decoder) (interface{}, error) {
-	var asked struct{ Machine, Status string }
+	var asked struct {
+		Machine, Status string
+		Mounts          []struct{ Slot, Path string }
+	}
 	if err := body.Decode(&asked); err != nil {
 		return nil, err
 	}
@@ -182,7 +186,20 @@ func (w *world) setTools(body *json.Decoder) (interface{}, error) {
 	if m == nil {
 		return nil, fail(&types.NotFound{}, "there is no machine %s", asked.Machine)
 	}
-	change(m, set("guest.toolsRunningStatus", asked.Status))
+	volumes := []types.GuestDiskInfo{}
+	w.mu.Lock()
+	for _, each := range asked.Mounts {
+		for _, d := range m.disks {
+			if d.slot == each.Slot {
+				mapping := types.GuestInfoVirtualDiskMapping{Key: d.key}
+				volumes = append(volumes, types.GuestDiskInfo{
+					DiskPath: each.Path, Mappings: []types.GuestInfoVirtualDiskMapping{mapping},
+				})
+			}
+		}
+	}
+	w.mu.Unlock()
+	change(m, set("guest.toolsRunningStatus", asked.Status), set("guest.disk", volumes))
 	return nil, nil
 }
 
@@ -198,8 +215,15 @@ func (w *world) listMachines(*json.Decoder) (interface{}, error) {
 				"slot": d.slot, "file": d.store.path(d.file), "sizeBytes": d.sizeBytes,
 			})
 		}
+		scsi := 0
+		for bus := 0; bus < 4; bus++ {
+			if m.vmx.is(fmt.Sprintf("scsi%d.present", bus)) {
+				scsi++
+			}
+		}
 		list = append(list, map[string]interface{}{
-			"id": self.Value, "name": m.name, "host": m.host.name, "vmx": m.store.path(m.file),
+			"scsiControllers": scsi,
+			"id":              self.Value, "name": m.name, "host": m.host.name, "vmx": m.store.path(m.file),
 			"poweredOn": m.qemu != nil, "disks": disks,
 			"serialLog": m.directory() + "/serial.log", "commandSocket": m.directory() + "/command.sock",
 		})

@@ -165,6 +165,8 @@ export const needsOfRecovery: Need = {
     'VirtualMachine.Interact.AnswerQuestion',
     'VirtualMachine.Config.AddExistingDisk',
     'VirtualMachine.Config.RemoveDisk',
+    'VirtualMachine.Config.AddRemoveDevice',
+    'VirtualMachine.Config.AdvancedConfig',
     'VirtualMachine.Config.EditDevice',
     'VirtualMachine.Config.Settings',
     'VirtualMachine.Config.Rename',

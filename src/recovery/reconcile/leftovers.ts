@@ -82,10 +82,12 @@ class Clearing {
     const name = `${device} of ${machineName}`;
     const thing = this.#thing('disk', name, at.name);
     const agent = power === 'off' ? [] : await at.driver.guestDisks(machineId);
-    const isKnown = power === 'off' || agent?.some((seen) => seen.name === device) === true;
+    // Tools that tell mounts only do not know of volume groups and raw devices.
+    const isSeen = agent?.some((seen) => seen.name === device && seen.seenAs !== null) === true;
+    const isKnown = power === 'off' || isSeen;
     if (!isKnown && !this.#hand.isForced) {
       this.#users.push(machineName);
-      const note = `No agent tells whether the guest uses it. Unmount it there, then: ${force}`;
+      const note = `No agent tells for sure whether the guest uses it. Unmount it there, then: ${force}`;
       this.#hand.leave(thing, this.#why, note);
       return;
     }
