@@ -10,7 +10,7 @@ import { plural } from '../lib/text.ts';
 import { recoveryLimits } from '../limits.ts';
 import type { CloneView, ExportView } from '../proxy/port.ts';
 import type { Json, StepContext } from '../workflows/api.ts';
-import { datastoreSpec, type RecoveryInput } from './plan.ts';
+import { type ChosenHost, datastoreSpec, type RecoveryInput } from './plan.ts';
 import type { Recovery } from './schema.ts';
 import type { RecoveryWorld } from './world.ts';
 
@@ -32,6 +32,7 @@ export class AttachingSteps {
     const { hypervisor, target } = await targetOf(this.#world, input);
     const machine = await findTarget(hypervisor, target);
     if (machine === undefined) throw noTarget(target);
+    refuseChanged(context, machine, target);
     const disks = this.#chosen(context);
     const devices = new Map<string, string>();
     for (const { disk, serial } of disks) {
@@ -186,11 +187,7 @@ function inInventory({ machines }: Inventory, target: Target): MachineSummary | 
 export function hostOfTarget(inventory: Inventory, target: Target): { host: Host; why: string } {
   const machine = inInventory(inventory, target);
   if (machine === undefined) throw noTarget(target);
-  if (machine.power !== 'on') {
-    throw new RouseError('wrong-state', `${target.name} is ${machine.power}: it sees no new disk`, {
-      advice: 'Power it on, or choose another machine with --into.',
-    });
-  }
+  if (machine.power !== 'on') throw sleepingTarget(target, machine.power);
   const host = inventory.hosts.find(({ id }) => id === machine.hostId);
   if (host === undefined || host.state !== 'connected') {
     const what = host === undefined ? 'is not known' : `(${host.name}) is ${host.state}`;
@@ -199,6 +196,22 @@ export function hostOfTarget(inventory: Inventory, target: Target): { host: Host
     });
   }
   return { host, why: `${target.name} runs on it` };
+}
+
+/** Since step 3: a machine that is off sees no new disk, and the export answers one host only. */
+function refuseChanged(context: Context, machine: MachineSummary, target: Target): void {
+  if (machine.power !== 'on') throw sleepingTarget(target, machine.power);
+  const host = context.result('Host') as unknown as ChosenHost;
+  if (machine.hostId === host.id) return;
+  throw new RouseError('wrong-state', `${target.name} has moved away from ${host.name} since`, {
+    advice: 'Begin again: the disks are then shown to the host that it runs on now.',
+  });
+}
+
+function sleepingTarget({ name }: Target, power: MachineSummary['power']): RouseError {
+  return new RouseError('wrong-state', `${name} is ${power}: it sees no new disk`, {
+    advice: 'Power it on, or choose another machine with --into.',
+  });
 }
 
 function noTarget(target: Target): RouseError {

@@ -183,7 +183,7 @@ function inventoryOf(hosts: readonly [Host, Host], directory: string): Inventory
 }
 
 /** Somebody's machine: a boot sector as well, which is off until it is needed. */
-async function writeHelper(directory: string): Promise<void> {
+export async function writeHelper(directory: string): Promise<void> {
   const image = join(directory, 'helper.img');
   await buildBootSector({ path: image });
   const where = join(directory, 'helpers');
