@@ -173,6 +173,7 @@ export interface RunningParts {
 export class Running {
   readonly engine: Engine;
   readonly recoveries: Recoveries;
+  readonly desk: RecoveryDesk;
   /** Resolves when this generation has died. */
   readonly died: Promise<'died'>;
   /** What people were told: level and kind. */
@@ -180,12 +181,13 @@ export class Running {
   readonly #database: Database;
 
   private constructor(
-    engine: Engine,
+    desk: RecoveryDesk,
     recoveries: Recoveries,
     died: Promise<'died'>,
     database: Database,
   ) {
-    this.engine = engine;
+    this.engine = desk.engine;
+    this.desk = desk;
     this.recoveries = recoveries;
     this.died = died;
     this.#database = database;
@@ -234,7 +236,7 @@ export class Running {
       async (id) => inputOf(await catalog.recoveries.get(id)),
       (id) => recoveries.hostId(id),
     );
-    running = new Running(engine, recoveries, died, database);
+    running = new Running(desk, recoveries, died, database);
     await engine.start();
     return running;
   }
@@ -251,6 +253,12 @@ export class Running {
     const result = await Promise.race([reached(), this.died]);
     stop.abort();
     return result;
+  }
+
+  /** As a database restored from an earlier copy does. */
+  async forget(id: string): Promise<void> {
+    await this.#database.query.deleteFrom('recoveries').where('id', '=', id).execute();
+    await this.#database.query.deleteFrom('runs').where('subject', '=', id).execute();
   }
 
   /** What is left of a dead one: its connection, so that the next can open the file. */
