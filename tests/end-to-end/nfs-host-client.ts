@@ -2,14 +2,14 @@ import { RpcClient } from '../../src/testing/nfs-client.ts';
 import type { XdrWriter } from '../../src/nfs/xdr.ts';
 
 /**
- * Run on another host: mounts /vault/a and prints its handle, or tries all procedures with a handle
+ * Run on another host: mounts /vault/a (or what is named) and prints its handle, or tries all procedures with a handle
  * that it was given, and prints the statuses.
  */
-const [what, address, handleText = ''] = process.argv.slice(2);
+const [what, address, handleText = '', path = '/vault/a'] = process.argv.slice(2);
 const client = await RpcClient.open(2049, address);
 
 if (what === 'mount') {
-  const reply = await client.call(1, (args) => args.text('/vault/a'), { program: 100_005 });
+  const reply = await client.call(1, (args) => args.text(path), { program: 100_005 });
   const status = reply.results.u32();
   const handle = status === 0 ? reply.results.opaque(64).toString('hex') : '';
   console.log(JSON.stringify({ status, handle }));

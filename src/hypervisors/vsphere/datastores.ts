@@ -1,13 +1,13 @@
 import { RouseError } from '../../errors.ts';
-import { vsphereLimits } from './limits.ts';
 import type { Datastore, DatastoreSpec, Host } from '../port.ts';
 import type { VimClient } from './client.ts';
 import { isFault } from './faults.ts';
 import { datastoreOf, datastorePaths, hostOf, hostRef, remoteOf } from './inventory.ts';
 import { entityName, locationOf, parseDatastorePath } from './names.ts';
+import { maxVolumes } from './nas-slots.ts';
 import { readAll, readExisting, readOne } from './properties.ts';
 import type { Found } from './properties.ts';
-import { all, leaf, node, refOf, reference, refsOf, textAt } from './vim-xml.ts';
+import { leaf, node, refOf, reference, refsOf, textAt } from './vim-xml.ts';
 import type { Ref } from './vim-xml.ts';
 
 /** A host and what it has mounted. */
@@ -123,21 +123,6 @@ export async function nasSlots(
 ): Promise<{ used: number; max: number }> {
   const used = datastores.filter((one) => datastoreOf(one, []).kind === 'nfs').length;
   return { used, max: await maxVolumes(client, options) };
-}
-
-/** `NFS.MaxVolumes` of the host; its documented default when it does not tell. */
-async function maxVolumes(client: VimClient, options: Ref | undefined): Promise<number> {
-  if (options === undefined) return vsphereLimits.nasVolumesDefault;
-  try {
-    const answer = await client.call('QueryOptions', options, [leaf('name', 'NFS.MaxVolumes')]);
-    const said = all(answer, 'returnval').find((one) => textAt(one, 'key') === 'NFS.MaxVolumes');
-    const value = Number(textAt(said, 'value') ?? Number.NaN);
-    return Number.isFinite(value) && value > 0 ? value : vsphereLimits.nasVolumesDefault;
-  } catch (error) {
-    // InvalidName where a host does not know it; NoPermission does not keep it from mounting.
-    if (!isFault(error)) throw error;
-    return vsphereLimits.nasVolumesDefault;
-  }
 }
 
 async function create(client: VimClient, at: MountingHost, spec: DatastoreSpec): Promise<Ref> {

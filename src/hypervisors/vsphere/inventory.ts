@@ -3,6 +3,7 @@ import { vsphereLimits } from './limits.ts';
 import type { Datastore, Host, Inventory, MachineSummary, PowerState } from '../port.ts';
 import type { VimClient } from './client.ts';
 import { entityName } from './names.ts';
+import { rememberedMaxVolumes } from './nas-slots.ts';
 import { readAll, readOne } from './properties.ts';
 import type { Found } from './properties.ts';
 import { all, at, flagAt, items, numberAt, refOf, refsOf, sameRef, textAt } from './vim-xml.ts';
@@ -15,6 +16,7 @@ const hostPaths = [
   'runtime.connectionState',
   'runtime.inMaintenanceMode',
   'config.network.vnic',
+  'configManager.advancedOption',
 ] as const;
 export const datastorePaths = ['name', 'summary', 'info', 'host'] as const;
 const machinePaths = [
@@ -38,13 +40,14 @@ export async function readInventory(client: VimClient): Promise<Inventory> {
   await readAll(client, wanted, (one) => found.push(one));
   const clusters = found.filter(({ ref }) => ref.type === 'ClusterComputeResource');
   const hosts = found.filter(({ ref }) => ref.type === 'HostSystem');
+  const nas = found.filter((one) => one.ref.type === 'Datastore' && isNas(one));
   return {
     clusters: clusters.map((cluster) => ({
       id: cluster.ref.id,
       name: entityName(cluster.text('name')),
       hostIds: refsOf(cluster.get('host')).map(({ id }) => id),
     })),
-    hosts: hosts.map(hostOf),
+    hosts: await Promise.all(hosts.map((host) => withSlots(client, host, nas))),
     networks: found
       .filter(({ ref }) => isNetwork(ref))
       .map((one) => ({ id: one.ref.id, name: entityName(one.text('name')) })),
@@ -55,6 +58,20 @@ export async function readInventory(client: VimClient): Promise<Inventory> {
       .filter((one) => one.ref.type === 'VirtualMachine' && one.text('config.template') !== 'true')
       .map(summaryOf),
   };
+}
+
+function isNas(found: Found): boolean {
+  return /^NFS/iu.test(textAt(found.get('summary'), 'type') ?? '');
+}
+
+/** With what it has mounted of NFS.MaxVolumes; a host that is away is not asked. */
+async function withSlots(client: VimClient, found: Found, nas: readonly Found[]): Promise<Host> {
+  const host = hostOf(found);
+  if (host.state === 'disconnected') return host;
+  const mounted = refsOf(found.get('datastore'));
+  const used = nas.filter(({ ref }) => mounted.some((one) => sameRef(one, ref))).length;
+  const options = refOf(found.get('configManager.advancedOption'));
+  return { ...host, nfsSlots: { used, max: await rememberedMaxVolumes(client, options, used) } };
 }
 
 function isNetwork({ type }: Ref): boolean {

@@ -43,6 +43,8 @@ export const vsphereLimits = {
   shutdownGraceMs: 60_000,
   /** NFS.MaxVolumes says it; this is its default on ESXi 6.0 to 8.0. */
   nasVolumesDefault: 32,
+  /** How long a host's NFS.MaxVolumes is remembered: a number that changes once in its life. */
+  nasVolumesKeptMs: 600_000,
   /** Four controllers of a kind; 16 targets of a SCSI one, its own being 7; 30 ports of AHCI. */
   controllersMax: 4,
   scsiUnits: 16,
