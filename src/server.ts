@@ -20,6 +20,7 @@ import { SecretFiles } from './lib/secret-files.ts';
 import { pick } from './lib/text.ts';
 import { renderMetrics } from './metrics.ts';
 import { fileLevelRecovery } from './recovery/flr.ts';
+import { fullRestore } from './recovery/full-restore.ts';
 import { instantAccess } from './recovery/instant-access.ts';
 import { listenToLeases } from './recovery/lease.ts';
 import { Reconciler } from './recovery/reconcile/reconcile.ts';
@@ -166,6 +167,7 @@ class Rooms {
     this.#engine.register(relocate);
     this.#engine.register(close);
     this.#engine.register(fileLevelRecovery(desk));
+    this.#engine.register(fullRestore(desk));
     recoveries.listen();
     listenToLeases(
       desk,

@@ -10,6 +10,11 @@ import type { RouseError } from '../errors.ts';
  */
 export interface Hypervisor {
   readonly kind: 'libvirt' | 'vsphere' | 'memory';
+  /**
+   * How whole machines are restored: disks are written to where `createDisk` says, or, if this says
+   * so, the manager itself moves them there from a mounted export, while the machine is off.
+   */
+  readonly restoresBy?: 'relocation';
   /** Everything that is wrong at once; changes nothing. */
   test(): Promise<TestReport>;
   /**

@@ -8,6 +8,7 @@ import { detachDisks } from './attaching.ts';
 import {
   cloneIdOf,
   datastoreNameOf,
+  hasServedMachine,
   isMounted,
   type ReachableProxy,
   type RecoveryInput,
@@ -49,10 +50,10 @@ export function cleaningSteps(world: RecoveryWorld): Step<CloseInput>[] {
 async function letGo(world: RecoveryWorld, { input }: Context): Promise<string> {
   const { recovery, reason } = input;
   if (recovery.mode === 'flr') return detachDisks(world, recovery);
-  if (recovery.hypervisorId === null || recovery.mode !== 'instant') return 'there is none';
+  if (recovery.hypervisorId === null || !hasServedMachine(recovery)) return 'there is none';
   const hypervisor = await world.hypervisor(recovery.hypervisorId);
   const users = await hypervisor.datastoreUsers(datastoreNameOf(recovery));
-  if (reason === 'relocated') {
+  if (reason === 'relocated' || reason === 'restored') {
     if (users.length === 0) return 'it is production now and stays';
     throw new RouseError('busy', `${users.join(', ')} still has disks on the datastore`, {
       advice: 'Relocate what is left of it; clean-up goes on by itself.',

@@ -21,6 +21,8 @@ import {
   datastoreNameOf,
   datastoreSpec,
   folderOf,
+  hasServedMachine,
+  isWritten,
   type ReachableProxy,
   type RecoveryInput,
 } from './plan.ts';
@@ -137,7 +139,7 @@ export class OpeningSteps {
 
   /** 6. The clone, in constant time. */
   async clone({ input }: Context): Promise<Outcome> {
-    if (input.mode === 'new') return skipped('the disks are written out instead');
+    if (isWritten(input)) return skipped('the disks are written out instead');
     const proxy = await this.#proxy(input);
     const clone = await proxy.calls.createClone({
       cloneId: cloneIdOf(input, proxy.name),
@@ -163,7 +165,7 @@ export class OpeningSteps {
   /** 7. Exported under the clone's name, to the addresses of step 3 and to nobody else. */
   async share(context: Context): Promise<Outcome> {
     const { input } = context;
-    if (input.mode === 'new') return skipped('nothing is exported');
+    if (isWritten(input)) return skipped('nothing is exported');
     const proxy = await this.#proxy(input);
     const exported = await proxy.calls.createExport({
       cloneId: cloneIdOf(input, proxy.name),
@@ -194,7 +196,7 @@ export class OpeningSteps {
     const { input } = context;
     if (input.mode === 'publish') return skipped('the clients mount it themselves');
     const hypervisor = await this.#hypervisor(input);
-    if (input.mode === 'new') {
+    if (isWritten(input)) {
       const disks = await restoreDisks(hypervisor, await this.#proxy(input), context);
       const place = disks.map(({ target }) => target.path).join(', ');
       return { detail: `written to ${place}`, disks: disks as unknown as Json };
@@ -238,7 +240,7 @@ export class OpeningSteps {
     const { input } = context;
     if (input.mode === 'publish') return;
     const hypervisor = await this.#hypervisor(input);
-    if (input.mode === 'new') return undoRestore(hypervisor, await this.#proxy(input), context);
+    if (isWritten(input)) return undoRestore(hypervisor, await this.#proxy(input), context);
     await hypervisor.unmountDatastore(chosenHost(context).id, datastoreNameOf(input));
   }
 
@@ -251,7 +253,7 @@ export class OpeningSteps {
     const saveset = await proxy.calls.saveset(input.savesetId);
     const spec = await configureSpec(context, proxy, saveset);
     const configured = hypervisor.configure(spec);
-    if (input.mode === 'instant') {
+    if (hasServedMachine(input)) {
       const path = posix.join(spec.folder, configured.fileName);
       const clone = cloneIdOf(input, proxy.name);
       await writeExtraFiles(proxy, clone, spec.folder, configured);
@@ -390,7 +392,7 @@ async function configureSpec(
     stored === undefined
       ? undefined
       : (await proxy.calls.readSavesetFile(input.savesetId, stored)).toString('utf8');
-  const shared = input.mode === 'instant' ? sharedExport(context) : undefined;
+  const shared = hasServedMachine(input) ? sharedExport(context) : undefined;
   const hasNvram = saveset.files.some((file) => file.name === 'nvram');
   return {
     configuration,
@@ -401,7 +403,7 @@ async function configureSpec(
       proxy.address,
     ),
     folder: folderOf(input.name),
-    disks: input.mode === 'new' ? restoredDisks(context) : clonedDisks(context),
+    disks: isWritten(input) ? restoredDisks(context) : clonedDisks(context),
     identity: input.identity,
     connectNetworks: input.connectNetworks,
     mark: input.recoveryId,

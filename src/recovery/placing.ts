@@ -3,7 +3,7 @@ import type { Host, Inventory } from '../hypervisors/port.ts';
 import { pick } from '../lib/text.ts';
 import type { Candidate, HostFacts, PlacementQuestion } from '../placement/port.ts';
 import { hostOfTarget } from './attaching.ts';
-import type { RecoveryInput } from './plan.ts';
+import { isMounted, type RecoveryInput } from './plan.ts';
 import type { RecoveryWorld } from './world.ts';
 
 /**
@@ -34,7 +34,7 @@ export async function placeRecovery(
     without: input.without ?? [],
     prefer: input.prefer ?? {},
     datastore: wantedDatastore(input, inventory),
-    mounts: input.mode === 'instant' || input.mode === 'flr',
+    mounts: isMounted(input),
   };
   const candidates = await world.placement.rank(question);
   const will = candidates[0]?.refusals.length === 0;

@@ -36,6 +36,8 @@ export type RecoveryInput = {
   readonly leaseMs: number;
   /** Mode `new`: where the disks go. */
   readonly datastore: string | null;
+  /** Mode `new` where the manager itself moves the disks (Hypervisor.restoresBy). */
+  readonly isMoved?: boolean;
   readonly relocateTo: string | null;
   /** null: as soon as it is available. */
   readonly relocateAtMs: number | null;
@@ -58,9 +60,21 @@ export function datastoreNameOf(input: RecoveryInput): string {
   return `rouse-${input.recoveryId}`;
 }
 
-/** Modes whose export one host mounts as a datastore. */
-export function isMounted({ mode }: Pick<RecoveryInput, 'mode'>): boolean {
-  return mode === 'instant' || mode === 'flr';
+type HowServed = Pick<RecoveryInput, 'mode' | 'isMoved'>;
+
+/** What has an export that one host mounts as a datastore. */
+export function isMounted({ mode, isMoved }: HowServed): boolean {
+  return mode === 'instant' || mode === 'flr' || (mode === 'new' && isMoved === true);
+}
+
+/** What registers a machine that lies on that datastore. */
+export function hasServedMachine(input: HowServed): boolean {
+  return input.mode !== 'flr' && isMounted(input);
+}
+
+/** A full restore whose disks we write ourselves. */
+export function isWritten({ mode, isMoved }: HowServed): boolean {
+  return mode === 'new' && isMoved !== true;
 }
 
 /** The machine's folder in the export: its name, with what a path or a client dislikes replaced. */

@@ -1,7 +1,7 @@
 import { formatBytes, plural } from '../lib/text.ts';
 import { formatTime } from '../lib/times.ts';
 import type { Saveset } from '../vault/api.ts';
-import type { RecoveryInput } from './plan.ts';
+import { isWritten, type RecoveryInput } from './plan.ts';
 import type { RecoveryPlan } from './schema.ts';
 import { skippedSteps, stepNamesOf } from './view.ts';
 
@@ -34,7 +34,7 @@ export function plannedSteps(
     'Ask for the copy': disks,
     Clone: `/${input.mtree}/Recover-${choice.proxy ?? 'PROXY'}-ID`,
     Export: choice.clients.length === 0 ? 'to nobody' : `to ${to} and nobody else`,
-    Datastore: mode === 'new' ? `written to ${input.datastore}` : `rouse-ID on ${host}`,
+    Datastore: isWritten(input) ? `written to ${input.datastore}` : `rouse-ID on ${host}`,
     Configure: configured(input),
     Attach: `to ${input.target?.name ?? 'the target'}: ${input.disks?.join(', ') ?? 'all disks'}`,
     'Power on': input.powerOn ? `${input.name} on ${host}` : 'not asked for: --power-on',
@@ -43,7 +43,7 @@ export function plannedSteps(
   return stepNamesOf(mode)
     .slice(0, 11)
     .map((name, index) => {
-      const isSkipped = skippedSteps[mode].includes(index + 1);
+      const isSkipped = !input.isMoved && skippedSteps[mode].includes(index + 1);
       return {
         number: index + 1,
         name,
@@ -56,7 +56,14 @@ function hostDetail({ target }: RecoveryInput, host: string): string {
   return target ? `${host}: ${target.name} runs on it` : host;
 }
 
-function configured({ name, identity, connectNetworks }: RecoveryInput): string {
+function configured({
+  name,
+  identity,
+  connectNetworks,
+  isMoved,
+  datastore,
+}: RecoveryInput): string {
   const who = identity.keep ? 'UUID and MACs of the backup' : 'new UUID and MACs';
-  return `${name}, ${who}, networks ${connectNetworks ? 'connected' : 'disconnected'}`;
+  const where = isMoved ? `, moved to ${datastore} while it is off` : '';
+  return `${name}, ${who}, networks ${connectNetworks ? 'connected' : 'disconnected'}${where}`;
 }

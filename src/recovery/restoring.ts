@@ -42,7 +42,7 @@ export async function undoRestore(
     if (!(error instanceof RouseError) || error.code !== 'not-found') throw error;
   });
   const { datastores } = await hypervisor.inventory();
-  const datastore = findDatastore(datastores, context.input);
+  const datastore = lookForDatastore(datastores, context.input);
   if (datastore === undefined) return;
   const saveset = await proxy.calls.saveset(context.input.savesetId);
   for (const disk of saveset.disks) {
@@ -78,22 +78,11 @@ async function targets(
 ): Promise<RestoredDisk[]> {
   const { datastores } = await hypervisor.inventory();
   const datastore = findDatastore(datastores, input);
-  if (datastore === undefined) {
-    const known = datastores.map(({ name }) => name).join(', ');
-    throw new RouseError('not-found', `there is no datastore ${input.datastore ?? 'named'}`, {
-      advice: `Name one with --datastore. Datastores are: ${known || 'none'}.`,
-    });
-  }
   const saveset = await proxy.calls.saveset(input.savesetId);
-  const needed = saveset.disks.reduce((sum, disk) => sum + disk.root.sizeBytes, 0);
-  if (datastore.freeBytes < needed * recoveryLimits.restoreFreeShare) {
-    throw new RouseError(
-      'disk-full',
-      `datastore ${datastore.name} has ${formatBytes(datastore.freeBytes)} free; ` +
-        `the disks have ${formatBytes(needed)}`,
-      { advice: 'Free space there, or name another datastore with --datastore.' },
-    );
-  }
+  refuseFull(
+    datastore,
+    saveset.disks.reduce((sum, disk) => sum + disk.root.sizeBytes, 0),
+  );
   const made: RestoredDisk[] = [];
   for (const disk of saveset.disks) {
     made.push(await makeDisk(hypervisor, datastore, input, disk));
@@ -101,11 +90,32 @@ async function targets(
   return made;
 }
 
-function findDatastore(
+/** The datastore that was asked for, by id or name. Throws `not-found`, with those that there are. */
+export function findDatastore(datastores: readonly Datastore[], input: RecoveryInput): Datastore {
+  const found = lookForDatastore(datastores, input);
+  if (found !== undefined) return found;
+  const known = datastores.map(({ name }) => name).join(', ');
+  throw new RouseError('not-found', `there is no datastore ${input.datastore ?? 'named'}`, {
+    advice: `Name one with --datastore. Datastores are: ${known || 'none'}.`,
+  });
+}
+
+function lookForDatastore(
   datastores: readonly Datastore[],
   { datastore: wanted }: RecoveryInput,
 ): Datastore | undefined {
   return datastores.find(({ id, name }) => id === wanted || name === wanted);
+}
+
+/** Disks are sparse where they go: a share of their size must be free. */
+export function refuseFull({ name, freeBytes }: Datastore, neededBytes: number): void {
+  if (freeBytes >= neededBytes * recoveryLimits.restoreFreeShare) return;
+  throw new RouseError(
+    'disk-full',
+    `datastore ${name} has ${formatBytes(freeBytes)} free; ` +
+      `the disks have ${formatBytes(neededBytes)}`,
+    { advice: 'Free space there, or name another datastore with --datastore.' },
+  );
 }
 
 async function makeDisk(

@@ -98,7 +98,7 @@ export class Recoveries implements RecoveryService {
       clients: input.clients,
       options: input,
     });
-    await submitNext(this.#desk, input.recoveryId, openingOf(input.mode), input);
+    await submitNext(this.#desk, input.recoveryId, openingOf(input), input);
   }
 
   async #input(
@@ -138,6 +138,7 @@ export class Recoveries implements RecoveryService {
       connectNetworks: request.connectNetworks,
       leaseMs: request.leaseMs,
       datastore: request.datastore ?? null,
+      isMoved: request.mode === 'new' && (await this.#movesDisks(hypervisorId)),
       relocateTo: request.relocateTo ?? null,
       relocateAtMs: typeof request.relocateAt === 'number' ? request.relocateAt : null,
       target: target === null ? null : { id: target.id, name: target.name },
@@ -145,6 +146,11 @@ export class Recoveries implements RecoveryService {
       createdMs: clock.now(),
       resumed: false,
     };
+  }
+
+  async #movesDisks(hypervisorId: string | null): Promise<boolean> {
+    if (hypervisorId === null) return false;
+    return (await this.#desk.hypervisor(hypervisorId)).restoresBy === 'relocation';
   }
 
   /** What was asked for by name is checked beforehand: refused, nothing is begun. */
@@ -380,7 +386,7 @@ export class Recoveries implements RecoveryService {
         });
       }
       await setLeaseTimers(this.#desk, row.id, null);
-      await submitNext(this.#desk, row.id, openingOf(row.mode), input);
+      await submitNext(this.#desk, row.id, openingOf(input), input);
     });
     return this.get(row.id);
   }

@@ -157,7 +157,8 @@ export async function settleClosed(
   await clearTimers(world, id);
   if (input.keepWrites && input.reason === 'lease') return parkDetached(world, input);
   if (input.keepWrites) return putAway(world, input);
-  const state = input.reason === 'relocated' ? 'done' : 'cancelled';
+  const isDone = input.reason === 'relocated' || input.reason === 'restored';
+  const state = isDone ? 'done' : 'cancelled';
   await world.recoveries.update(id, { state, endedMs: now, error: null, warnings: [] });
   await world.tell(
     id,

@@ -161,7 +161,8 @@ function stepsOf(runs: readonly RunView[], mode: Recovery['mode']): RecoveryStep
   return stepNamesOf(mode).map((name, index) => {
     const number = index + 1;
     if (number === 13) return cleanUpStep(close);
-    const run = number === 12 ? relocate : open;
+    // A full restore that the manager makes relocates as a part of its opening.
+    const run = number === 12 ? (relocate ?? open) : open;
     const step = run?.steps.find((candidate) => candidate.number === number);
     return { number, ...partsOf(name, step), subSteps: [] };
   });

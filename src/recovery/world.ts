@@ -5,18 +5,21 @@ import type { Clock } from '../lib/clock.ts';
 import type { Random } from '../lib/random.ts';
 import type { Engine, Json, RunView } from '../workflows/api.ts';
 import type { Placement, ReachableProxy } from '../placement/port.ts';
-import type { RecoveryMode } from './schema.ts';
+import type { RecoveryInput } from './plan.ts';
 
 /** The parts of a recovery that are runs of their own. */
-export type Part = 'open' | 'flr' | 'relocate' | 'park' | 'close';
+export type Part = 'open' | 'flr' | 'restore' | 'relocate' | 'park' | 'close';
 
-/** The run that begins a recovery of that mode: steps 1 to 11. */
-export function openingOf(mode: RecoveryMode): Part {
-  return mode === 'flr' ? 'flr' : 'open';
+/** The run that begins a recovery: steps 1 to 11. */
+export function openingOf({ mode, isMoved }: Pick<RecoveryInput, 'mode' | 'isMoved'>): Part {
+  if (mode === 'flr') return 'flr';
+  return mode === 'new' && isMoved === true ? 'restore' : 'open';
 }
 
+const openings: readonly string[] = ['recovery.open', 'recovery.flr', 'recovery.restore'];
+
 export function isOpening({ kind }: Pick<RunView, 'kind'>): boolean {
-  return kind === 'recovery.open' || kind === 'recovery.flr';
+  return openings.includes(kind);
 }
 
 /** Submits the next run of that part: `<recovery>.<part>.<number>`. */

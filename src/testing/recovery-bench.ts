@@ -6,6 +6,7 @@ import type { Clock } from '../lib/clock.ts';
 import { systemRandom } from '../lib/random.ts';
 import { pick } from '../lib/text.ts';
 import { fileLevelRecovery } from '../recovery/flr.ts';
+import { fullRestore } from '../recovery/full-restore.ts';
 import { instantAccess } from '../recovery/instant-access.ts';
 import { listenToLeases } from '../recovery/lease.ts';
 import type { Recovery } from '../recovery/schema.ts';
@@ -73,7 +74,7 @@ export async function openRecoveryBench(parts: BenchParts): Promise<RecoveryBenc
   };
   const recoveries = new Recoveries(desk);
   const { open, relocate, close } = instantAccess(desk);
-  for (const workflow of [open, relocate, close, fileLevelRecovery(desk)])
+  for (const workflow of [open, relocate, close, fileLevelRecovery(desk), fullRestore(desk)])
     engine.register(workflow as typeof open);
   recoveries.listen();
   listenToLeases(

@@ -12,6 +12,7 @@ import { systemRandom } from '#src/lib/random.ts';
 import { pick } from '#src/lib/text.ts';
 import type { Proxy } from '#src/proxy/port.ts';
 import { fileLevelRecovery } from '#src/recovery/flr.ts';
+import { fullRestore } from '#src/recovery/full-restore.ts';
 import { instantAccess } from '#src/recovery/instant-access.ts';
 import { listenToLeases } from '#src/recovery/lease.ts';
 import type { Recovery } from '#src/recovery/schema.ts';
@@ -230,6 +231,7 @@ export class Running {
     engine.register(relocate);
     engine.register(close);
     engine.register(fileLevelRecovery(desk));
+    engine.register(fullRestore(desk));
     recoveries.listen();
     listenToLeases(
       desk,

@@ -46,6 +46,7 @@ import { traces } from './traces.ts';
  */
 export class VsphereHypervisor implements Hypervisor {
   readonly kind = 'vsphere';
+  readonly restoresBy = 'relocation';
   /** For what is built on top of this driver, such as backups. */
   readonly client: VimClient;
 

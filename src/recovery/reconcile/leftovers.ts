@@ -144,17 +144,21 @@ class Clearing {
     const away = all.unreachable.filter(
       ({ kind, id }) => kind === 'hypervisor' && (row === undefined || row.hypervisorId === id),
     );
-    if (away.length > 0 && (row === undefined || isMounted(row))) {
+    if (away.length > 0 && (row === undefined || this.#isMounted(row))) {
       const names = away.map(({ name }) => name).join(', ');
       return `Nobody can tell whether ${names} uses it: it does not answer.`;
     }
     const isTraced = seen.machines.length + seen.disks.length + seen.datastores.length > 0;
-    const isHosts = row === undefined ? isTraced : isMounted(row);
+    const isHosts = row === undefined ? isTraced : this.#isMounted(row);
     if (isHosts || this.#hand.isForced) return undefined;
     const use = useOf(view, this.#world.clock.now());
     return use === undefined
       ? undefined
       : `In doubt it stays: ${use}. If nobody needs it: ${force}`;
+  }
+
+  #isMounted(row: RecoveryRow): boolean {
+    return isMounted(this.#world.inputOf(row));
   }
 
   async clone({ proxy, view }: SeenCase['clones'][number]): Promise<void> {
