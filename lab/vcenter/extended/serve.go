@@ -21,9 +21,7 @@ func (f *front) serveFiles(out http.ResponseWriter, r *http.Request) {
 		return
 	}
 	user, password, _ := r.BasicAuth()
-	known := f.service.Listen.User
-	expected, _ := known.Password()
-	if !f.loggedIn(r) && (user != known.Username() || password != expected) {
+	if !f.loggedIn(r) && (!f.users[user] || password != f.password) {
 		out.Header().Set("WWW-Authenticate", `Basic realm="VMware HTTP server"`)
 		http.Error(out, "log in first", http.StatusUnauthorized)
 		return
