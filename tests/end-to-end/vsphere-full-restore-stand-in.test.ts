@@ -131,9 +131,10 @@ test('cancelled when its disks have arrived, it is production and stays', async 
   assert.match((await scene.machines())[0]?.vmx ?? '', /^\[production\]/);
 });
 
-test('killed before and after every call, it is restored once', async () => {
+test('killed before or after every other call, it is restored once', async () => {
   let meetings: readonly string[] = [];
-  for (let dieAt = 1; ; dieAt += 1) {
+  // Each call is met before and after: an odd stride tries both. All of them: vsphere-kill.
+  for (let dieAt = 1; ; dieAt += 3) {
     const path = scene.database();
     let server = await scene.server(path, dieAt);
     ({ meetings } = server.life);
