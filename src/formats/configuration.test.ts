@@ -57,6 +57,12 @@ test('.vmx: any value survives being written and read', () => {
   );
 });
 
+test('.vmx: separators that only Unicode knows are part of a value', () => {
+  const parsed = parseVmx('a = "b"', 'x');
+  parsed.set('key', 'one\u2028two\u2029');
+  assert.equal(parseVmx(parsed.toString(), 'x').get('key'), 'one\u2028two\u2029');
+});
+
 test('.vmx: what is none is refused', () => {
   for (const text of ['', 'hello', '\0\0', '<xml/>']) {
     assert.throws(

@@ -74,7 +74,7 @@ export function parseVmx(text: string, where: string): Vmx {
 }
 
 function parseLine(text: string): VmxLine {
-  const match = /^\s*([\w.:-]+)\s*=\s*(?:"(.*)"|(\S*))\s*$/.exec(text);
+  const match = /^\s*([\w.:-]+)\s*=\s*(?:"(.*)"|(\S*))\s*$/s.exec(text);
   const key = match?.[1];
   if (match === null || key === undefined) return { text };
   return { text, key, name: key.toLowerCase(), value: unescapeValue(match[2] ?? match[3] ?? '') };
