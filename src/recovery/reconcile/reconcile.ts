@@ -1,6 +1,6 @@
 import { endedRecoveryStates, type RecoveryRow } from '../../catalog/recoveries.ts';
 import { toRouseError } from '../../errors.ts';
-import { reconcileLimits } from '../../limits.ts';
+import { reconcileLimits } from './limits.ts';
 import type { RecoveryInput } from '../plan.ts';
 import type {
   ReconcileFinding,
