@@ -6,6 +6,8 @@ import assert from 'node:assert/strict';
 import { after, afterEach, describe, test } from 'node:test';
 import { eventually } from '#lab/processes.ts';
 import { enterWorld } from '#lab/world.ts';
+import { readOne } from '#src/hypervisors/vsphere/properties.ts';
+import { leaf, textAt } from '#src/hypervisors/vsphere/vim-xml.ts';
 import { VsphereScene } from './vsphere-scene.ts';
 import { Story, type Work } from './vsphere-story.ts';
 
@@ -197,6 +199,28 @@ async function tried({ arrange, failsSaying, advises, mendedBy }: Case): Promise
   await story.nothingIsLeft();
   await story.calm();
 }
+
+test('a question that only a person can end keeps what it needs until it is answered', async () => {
+  await asks(['Go on', 'Wait'], true);
+  const id = await story.begin();
+  const isStuck = async () => (await running.engine.runs({ subject: id }))[0]?.stuck;
+  const stuck = await eventually('the undo to wait', isStuck, 60_000, 50);
+  assert.match(stuck.message, /web01 is being powered on, and asks something/);
+  assert.match(stuck.advice, /Answer it in vCenter/);
+  const { mounted, exports } = await scene.held();
+  assert.deepEqual([mounted.length, exports.length], [1, 1]);
+  const driver = scene.driver();
+  const machine = { type: 'VirtualMachine', id: (await driver.findMarked(id)) ?? '' };
+  const found = await readOne(driver.client, machine, ['runtime.question']);
+  const answer = [
+    leaf('questionId', textAt(found.get('runtime.question'), 'id') ?? ''),
+    leaf('answerChoice', '0'),
+  ];
+  await driver.client.call('AnswerVM', machine, answer);
+  await driver.close();
+  assert.equal((await story.until(id, 'failed', 'available')).state, 'failed');
+  await story.nothingIsLeft();
+});
 
 for (const [title, cases] of Object.entries({ opening, sessionsAndHosts, questions })) {
   describe(title, () => {

@@ -34,6 +34,8 @@ export const vsphereLimits = {
   cancelMsMax: 60_000,
   /** A power-on that asks something and was cancelled ends at once, or it does not. */
   questionMsMax: 10_000,
+  /** One round of the property collector, for what is over already or not. */
+  glanceMsMax: 1_000,
   /** Ids of tasks of ours that are remembered: 20 bytes each; 256 recoveries run at once. */
   begunTasksMax: 4_096,
   relocateRounds: 3,

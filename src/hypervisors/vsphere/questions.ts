@@ -67,7 +67,10 @@ export class QuestionDesk {
     const question = this.#open ?? (await this.#asked());
     const id = textAt(question, 'id');
     const out = question && choicesOf(question).find(({ label }) => /cancel|abort/iu.test(label));
-    if (id === undefined || out === undefined) return hasEnded(this.#client, task, wait);
+    if (id === undefined || out === undefined) {
+      // Nothing is left to be done: just whether it was over anyhow.
+      return hasEnded(this.#client, task, { what, timeoutMs: vsphereLimits.glanceMsMax });
+    }
     await this.#answer(id, out.key);
     return hasEnded(this.#client, task, { what, timeoutMs: vsphereLimits.cancelMsMax });
   }
