@@ -114,11 +114,7 @@ export const nfsLimits = {
   /** One turn of one connection before others get theirs: about 1 ms of small calls. */
   turnCallsMax: 256,
   turnBytesMax: 4 * MiB,
-  /**
-   * Awake for the next call so long after a reply. A client on the same host or switch is back in
-   * 0.03 ms, but in 0.15 while both sides have to be woken in a virtual machine; with 32 calls in
-   * flight it makes as many new ones first. With 0.1 it was never tried where waking is slow.
-   */
+  /** Awake for the next call so long after a reply: 0.03 ms pass, 0.15 where waking is slow. */
   lookMs: 0.3,
   /** ... and at most so many turns of the event loop, of some two microseconds each. */
   looksMax: 400,
