@@ -42,6 +42,8 @@ export class Backups implements BackupService {
   readonly #desk: BackupDesk;
   /** The last news of each running job: what the journal need not keep. */
   readonly #jobs = new Map<string, { readonly view: JobView; readonly atMs: number }>();
+  /** What backups wait for before they begin. */
+  readonly #waits = new Map<string, string>();
   #wakes: (() => void)[] = [];
 
   constructor(desk: BackupDesk) {
@@ -170,6 +172,7 @@ export class Backups implements BackupService {
       kind: row.kind,
       fullBecause: row.fullBecause,
       consistency: row.consistency,
+      waitsFor: this.#waits.get(row.id) ?? null,
       doneBytes,
       totalBytes,
       newBytes: row.cost?.newBytes ?? job?.newBytes ?? 0,
@@ -233,6 +236,13 @@ export class Backups implements BackupService {
     this.#jobs.set(backupId, { view, atMs: this.#desk.clock.now() });
   }
 
+  /** What a backup waits for before it begins, from the workflow; null: nothing. */
+  waits(backupId: string, because: string | null): void {
+    if (because !== null) this.#waits.set(backupId, because);
+    else if (!this.#waits.delete(backupId)) return;
+    for (const wake of this.#wakes) wake();
+  }
+
   /** What follows when a backup's run has ended; repeatable. */
   async settled(run: RunView, input: BackupInput): Promise<void> {
     const id = input.backupId;
@@ -262,6 +272,7 @@ export class Backups implements BackupService {
           }),
     });
     this.#jobs.delete(id);
+    this.#waits.delete(id);
     for (const wake of this.#wakes) wake();
     const { name } = input.machine;
     const subject = { id, name };

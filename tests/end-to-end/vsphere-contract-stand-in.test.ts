@@ -81,7 +81,7 @@ hypervisorContract('vsphere, on the stand-in', async () => {
     sourceMachineId: idOf(inventory.machines, 'source'),
     slowBytesPerSecond: 1 << 20,
     scratchDirectory: join(directory, 'scratch'),
-    refuses: ['backup', 'createDisk'],
+    refuses: ['createDisk'],
     guardsProduction: true,
     place: async ({ fileName, text, extraFiles = [] }) => {
       files.put(`/source/${fileName}`, Buffer.from(text));

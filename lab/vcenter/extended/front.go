@@ -78,7 +78,7 @@ func (f *front) scripted(out http.ResponseWriter, r *http.Request, method *simul
 	}
 	f.service.ServeSDK(out, r)
 	switch method.Name {
-	case "Login":
+	case "Login", "CloneSession":
 		for _, cookie := range (&http.Response{Header: out.Header()}).Cookies() {
 			f.remember(cookie.Value, true)
 		}

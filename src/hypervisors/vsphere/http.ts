@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders } from 'node:http';
+import type { ClientRequest, IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import * as https from 'node:https';
 import { RouseError } from '../../errors.ts';
 import { vsphereLimits } from './limits.ts';
@@ -27,6 +27,13 @@ export interface HttpReply {
   readonly body: Buffer;
 }
 
+/** An answer whose body comes as it is asked for; who does not read it to its end aborts it. */
+export interface HttpStream {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  readonly body: AsyncIterable<Buffer>;
+}
+
 export class TrustedHttp {
   /** Where it is: for sentences. */
   readonly name: string;
@@ -48,6 +55,38 @@ export class TrustedHttp {
       return await this.#once(call, call.repeatable === true);
     } finally {
       leave();
+    }
+  }
+
+  /** GET of something large. Fails when nothing comes for `silenceMs` while it is waited for. */
+  async stream(call: {
+    readonly path: string;
+    readonly headers?: Readonly<Record<string, string>>;
+    readonly silenceMs: number;
+    readonly signal: AbortSignal;
+  }): Promise<HttpStream> {
+    const { path, headers = {}, silenceMs, signal } = call;
+    const what = `GET ${path.replace(/\?.*$/u, '')}`;
+    const late = () =>
+      new RouseError('time-out', `${this.name} sent nothing for ${silenceMs} ms: ${what}`, {
+        advice: 'Look at the load of the host and of its storage.',
+      });
+    if (signal.aborted) throw cancelled(what);
+    const at = { host: this.#host, port: this.#port };
+    const request = https.request({ ...at, agent: this.#agent, method: 'GET', path, headers });
+    const onAbort = () => request.destroy(cancelled(what));
+    signal.addEventListener('abort', onAbort, { once: true });
+    const over = () => signal.removeEventListener('abort', onAbort);
+    try {
+      const response = await answerOf(request, silenceMs, late);
+      const failure = (error: Error) => this.#failure(error, { reusedSocket: false });
+      const body = piecesOf(response, { silenceMs, late, failure, over });
+      return { status: response.statusCode ?? 0, headers: response.headers, body };
+    } catch (error) {
+      over();
+      throw this.#failure(error instanceof Error ? error : new Error(String(error)), {
+        reusedSocket: false,
+      });
     }
   }
 
@@ -125,6 +164,51 @@ class StaleConnection extends Error {
   constructor(inner: RouseError) {
     super(inner.message);
     this.inner = inner;
+  }
+}
+
+function answerOf(
+  request: ClientRequest,
+  silenceMs: number,
+  late: () => RouseError,
+): Promise<IncomingMessage> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => request.destroy(late()), silenceMs);
+    request.once('error', (error) => {
+      clearTimeout(timer);
+      reject(error);
+    });
+    request.once('response', (response) => {
+      clearTimeout(timer);
+      resolve(response);
+    });
+    request.end();
+  });
+}
+
+/** Time runs only while something is waited for: who takes long to store it is not at fault. */
+async function* piecesOf(
+  response: IncomingMessage,
+  how: {
+    readonly silenceMs: number;
+    late(): RouseError;
+    failure(error: Error): Error;
+    over(): void;
+  },
+): AsyncGenerator<Buffer> {
+  const pieces = response[Symbol.asyncIterator]() as AsyncIterator<unknown>;
+  try {
+    for (;;) {
+      const timer = setTimeout(() => response.destroy(how.late()), how.silenceMs);
+      const { done, value } = await pieces.next().finally(() => clearTimeout(timer));
+      if (done === true) return;
+      yield Buffer.isBuffer(value) ? value : Buffer.from(String(value));
+    }
+  } catch (error) {
+    throw how.failure(error instanceof Error ? error : new Error(String(error)));
+  } finally {
+    response.destroy();
+    how.over();
   }
 }
 
