@@ -1,8 +1,10 @@
+import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
 import { mkdir, open, readFile, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type StandIn, startStandIn, writeMachine } from '#lab/vcenter/vcenter.ts';
 import type { World } from '#lab/world.ts';
+import type { Backup, BackupRequest } from '#src/backup/schema.ts';
 import { openDirectoryStore } from '#src/blobs/directory-store.ts';
 import { openDatabase } from '#src/database/database.ts';
 import type { Hypervisor } from '#src/hypervisors/port.ts';
@@ -196,6 +198,16 @@ export class VsphereBackupWorld {
 
   readonly #kept = new Map();
 
+  /** Begins a backup and waits for its end; nothing of it is left at the stand-in. */
+  async backUp(server: BackupServer, machine: string): Promise<Backup> {
+    const { id } = await server.backups.start(requestOf(machine));
+    const view = await server.ended(id);
+    assert.ok(view !== 'died');
+    assert.equal(view.state, 'done', JSON.stringify(view.error));
+    assert.deepEqual(await this.leftSnapshots(), []);
+    return view;
+  }
+
   newDatabase(): string {
     this.#servers += 1;
     return join(this.#directory, `catalog-${this.#servers}.sqlite`);
@@ -236,6 +248,11 @@ export class VsphereBackupWorld {
     await this.vault.close();
     await this.vcenter.stop();
   }
+}
+
+export function requestOf(machine: string): BackupRequest {
+  const unsaid = { hypervisor: undefined, mtree: undefined, proxy: undefined };
+  return { kind: 'machine', machine, full: false, ...unsaid };
 }
 
 /** A sparse image with noise at its beginning, in its middle and at its end. */

@@ -78,10 +78,10 @@ func (w *world) newLease(m *machine, disks []*frozenDisk, own bool) *lease {
 		})
 	}
 	simulator.Map.Put(l)
-	// It is ready a little later, as on ESXi: clients wait for it.
-	time.AfterFunc(100*time.Millisecond, func() {
-		change(l, set("info", info), set("state", types.HttpNfcLeaseStateReady))
-	})
+	// It is ready a little later, as on ESXi: clients wait for it. Said again, as ends of tasks are.
+	for _, pause := range []time.Duration{100, 500, 2500} {
+		time.AfterFunc(pause*time.Millisecond, func() { l.open(info) })
+	}
 	l.timer = time.AfterFunc(time.Duration(seconds)*time.Second, func() {
 		words := "The lease has timed out."
 		l.end(types.HttpNfcLeaseStateError, fail(&types.Timedout{}, "%s", words))
@@ -112,6 +112,15 @@ func (l *lease) end(state types.HttpNfcLeaseState, reason *problem) {
 			_ = os.Remove(each.file)
 		}
 	}
+}
+
+func (l *lease) open(info types.HttpNfcLeaseInfo) {
+	simulator.Map.WithLock(l, func() {
+		if l.State == types.HttpNfcLeaseStateInitializing || l.State == types.HttpNfcLeaseStateReady {
+			ready := []types.PropertyChange{set("info", info), set("state", types.HttpNfcLeaseStateReady)}
+			simulator.Map.Update(l, ready)
+		}
+	})
 }
 
 func (l *lease) ready() bool {

@@ -37,6 +37,7 @@ export interface CallOptions {
 }
 
 export interface FetchOptions {
+  readonly only?: number;
   readonly headers?: Readonly<Record<string, string>>;
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal | undefined;
@@ -151,6 +152,7 @@ export class VimClient {
         method: 'GET',
         path,
         headers: { ...options.headers, Cookie: this.cookies() },
+        only: options.only,
         timeoutMs: options.timeoutMs ?? vsphereLimits.fileTimeoutMs,
         replyBytesMax: vsphereLimits.fileBytesMax,
         signal: options.signal,

@@ -15,6 +15,8 @@ export interface HttpCall {
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal | undefined;
   readonly replyBytesMax?: number;
+  /** The one status whose body is wanted; that of any other is not taken. */
+  readonly only?: number | undefined;
   /** Sent again when an idle connection turns out to be dead. */
   readonly repeatable?: boolean;
   /** Waits for news by design: does not take one of the places of short calls. */
@@ -135,11 +137,14 @@ export class TrustedHttp {
       const fail = (error: Error) => settle(() => reject(this.#failure(error, request)));
       request.once('error', fail);
       request.once('response', (response) => {
+        const { statusCode: status = 0, headers } = response;
+        if (call.only !== undefined && status !== call.only) {
+          settle(() => resolve({ status, headers, body: Buffer.alloc(0) }));
+          request.destroy();
+          return;
+        }
         collect(response, call.replyBytesMax ?? vsphereLimits.replyBytesMax, what).then(
-          (body) =>
-            settle(() =>
-              resolve({ status: response.statusCode ?? 0, headers: response.headers, body }),
-            ),
+          (body) => settle(() => resolve({ status, headers, body })),
           (error: unknown) => {
             request.destroy();
             fail(error instanceof Error ? error : new Error(String(error)));

@@ -18,6 +18,8 @@ export async function readRange(
   const file = path.replace(/\?.*$/u, '');
   const { status, headers, body } = await client.fetch(path, {
     headers: { Range: `bytes=${offset}-${end}` },
+    // The whole of a disk is not what was asked for.
+    only: 206,
     timeoutMs: vsphereLimits.rangeTimeoutMs,
     signal,
   });
