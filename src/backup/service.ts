@@ -23,7 +23,13 @@ export interface BackupDesk {
   findMachine(
     reference: string,
     hypervisor: string | undefined,
-  ): Promise<{ readonly id: string; readonly name: string; readonly hypervisorId: string }>;
+  ): Promise<{
+    readonly id: string;
+    readonly name: string;
+    readonly hypervisorId: string;
+    /** What its hypervisor calls it. */
+    readonly managedId: string;
+  }>;
   hypervisorName(id: string): Promise<string>;
   /** The name of the proxy that is meant; undefined: the one beside this server. */
   proxy(reference: string | undefined): Promise<string>;
@@ -85,6 +91,7 @@ export class Backups implements BackupService {
       from: {
         kind: 'machine',
         hypervisorId: found.hypervisorId,
+        managedId: found.managedId,
         scratchDirectory: this.#desk.scratchDirectory,
         base: base === undefined ? null : { savesetId: base.id, labels: base.labels },
       },

@@ -24,6 +24,8 @@ export type BackupInput = {
     | {
         readonly kind: 'machine';
         readonly hypervisorId: string;
+        /** What the hypervisor calls it, where that is not its UUID. */
+        readonly managedId?: string;
         readonly scratchDirectory: string;
         /** The saveset to go on from, with the labels its backup left; null: read everything. */
         readonly base: {
@@ -67,6 +69,10 @@ export const hypervisorLabel = 'rouse.hypervisor';
 
 type Context = StepContext<BackupInput>;
 
+function managedIdOf({ machine, from }: BackupInput): string {
+  return (from.kind === 'machine' ? from.managedId : undefined) ?? machine.id;
+}
+
 export function backupWorkflow(world: BackupWorld): Workflow<BackupInput> {
   return {
     kind: 'backup.run',
@@ -103,11 +109,11 @@ async function begin(world: BackupWorld, context: Context): Promise<Json> {
   }
   const hypervisor = await world.hypervisor(from.hypervisorId);
   // No snapshot grows while its backup waits.
-  const places = (await hypervisor.backupPlaces?.(input.machine.id)) ?? [];
+  const places = (await hypervisor.backupPlaces?.(managedIdOf(input))) ?? [];
   await takeTurn(world, context, places, false);
   const takenAtMs = world.clock.now();
   const source = await hypervisor.beginBackup({
-    machineId: input.machine.id,
+    machineId: managedIdOf(input),
     token: input.backupId,
     scratchDirectory: from.scratchDirectory,
     ...(from.base === null ? {} : { since: from.base.labels }),
@@ -152,7 +158,7 @@ async function end(
   const { from } = input;
   if (from.kind === 'files') return;
   const hypervisor = await world.hypervisor(from.hypervisorId);
-  await hypervisor.endBackup(input.machine.id, input.backupId, outcome);
+  await hypervisor.endBackup(managedIdOf(input), input.backupId, outcome);
   await world.dropFiles(input.backupId);
 }
 
@@ -248,9 +254,10 @@ async function wholeInstead(
  */
 async function poweredOnWarning(
   world: BackupWorld,
-  { from, machine }: BackupInput,
+  input: BackupInput,
   begun: Begun,
 ): Promise<string | undefined> {
+  const { from, machine } = input;
   if (from.kind === 'files') return undefined;
   const { consistency, disks } = sourceOf(begun);
   const cannotTell = disks.filter(({ access }) => access.via === 'file' && !access.stamp);
@@ -258,7 +265,7 @@ async function poweredOnWarning(
   const names = cannotTell.map(({ name }) => name).join(', ');
   try {
     const hypervisor = await world.hypervisor(from.hypervisorId);
-    if ((await hypervisor.machine(machine.id)).power === 'off') return undefined;
+    if ((await hypervisor.machine(managedIdOf(input))).power === 'off') return undefined;
   } catch (error) {
     if (!isRouseError(error)) throw error;
     return `whether ${machine.name} stayed off while ${names} was read is not known: ${error.message}`;
@@ -268,6 +275,10 @@ async function poweredOnWarning(
     'of before and after; back it up again'
   );
 }
+
+const awayCodes: ReadonlySet<string> = new Set([
+  ...['proxy-unreachable', 'host-unreachable', 'hypervisor-unreachable'],
+]);
 
 /** A proxy or a hypervisor that restarts fails no backup: it is waited for. */
 async function patiently<T>(
@@ -279,8 +290,7 @@ async function patiently<T>(
     try {
       return await work();
     } catch (error) {
-      const isAway =
-        isRouseError(error, 'proxy-unreachable') || isRouseError(error, 'host-unreachable');
+      const isAway = isRouseError(error) && awayCodes.has(error.code);
       if (!isAway || signal.aborted || attempt >= backupLimits.proxyAttemptsMax) throw error;
     }
     await clock.sleep(backupLimits.proxyPauseMs, signal);

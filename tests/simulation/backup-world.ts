@@ -229,7 +229,7 @@ export class BackupServer {
       scratchDirectory: '/scratch',
       findMachine: async (name) => {
         const id = parts.machineId?.(name) ?? `uuid-of-${name}`;
-        return { id, name, hypervisorId: 'memory' };
+        return { id: `uuid-of-${name}`, name, hypervisorId: 'memory', managedId: id };
       },
       hypervisorName: async () => 'memory',
       proxy: async () => 'local',

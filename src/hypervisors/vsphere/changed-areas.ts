@@ -1,7 +1,7 @@
 import { RouseError } from '../../errors.ts';
 import type { Extent } from '../../lib/disk.ts';
 import type { VimClient } from './client.ts';
-import { isFault } from './faults.ts';
+import { isAway, isFault } from './faults.ts';
 import { vsphereLimits } from './limits.ts';
 import { all, at, leaf, numberAt, reference } from './vim-xml.ts';
 import type { Ref } from './vim-xml.ts';
@@ -60,7 +60,7 @@ export async function changedPage(
 
 /** What another try may mend says nothing about the changes. */
 function isPassing(error: RouseError): boolean {
-  return ['unauthorised', 'busy', 'host-unreachable', 'time-out'].includes(error.code);
+  return isAway(error) || ['unauthorised', 'busy', 'time-out'].includes(error.code);
 }
 
 function checked(page: ChangePage, start: number, question: ChangeQuestion): ChangePage {

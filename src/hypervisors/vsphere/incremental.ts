@@ -4,6 +4,7 @@ import type { BackupDiskSource, BackupSpec, MachineDetail } from '../port.ts';
 import type { VimClient } from './client.ts';
 import { changedPage } from './changed-areas.ts';
 import { folderUrl } from './configuration.ts';
+import { isAway } from './faults.ts';
 import { flatFileOf, knownDisks } from './frozen-disks.ts';
 import type { FrozenDisk, KnownDisk } from './frozen-disks.ts';
 import { parseDatastorePath } from './names.ts';
@@ -132,7 +133,7 @@ async function changedDisk(
     const at = { machine: found.ref.id, snapshot: snapshot.ref.id, key, path, changeId };
     return { name, sizeBytes, source: disk.file, access: { via: 'folder', ...at } };
   } catch (error) {
-    if (!isRouseError(error) || mayPass(error.code)) throw error;
+    if (!isRouseError(error) || isAway(error) || passing.has(error.code)) throw error;
     if (error.code === 'corrupt-data') return error.message;
     return `disk ${name} cannot be read in part: ${error.message}`;
   }
@@ -142,6 +143,4 @@ async function changedDisk(
 const wholeBytesMin = 16 * 1024 * 1024;
 
 /** Away or busy is no doubt about the changes: the step is tried again. */
-function mayPass(code: string): boolean {
-  return ['host-unreachable', 'unauthorised', 'busy', 'cancelled'].includes(code);
-}
+const passing: ReadonlySet<string> = new Set(['unauthorised', 'busy', 'cancelled']);

@@ -3,7 +3,7 @@ import type { BackupLease, NfcAccess } from '../port.ts';
 import type { VimClient } from './client.ts';
 import { busOf, disksOf } from './devices.ts';
 import type { Disk } from './devices.ts';
-import { faultError, isFault } from './faults.ts';
+import { faultError, isAway, isFault } from './faults.ts';
 import { TrustedHttp } from './http.ts';
 import { vsphereLimits } from './limits.ts';
 import { ignoreFault, readOne } from './properties.ts';
@@ -160,9 +160,9 @@ class Lease implements BackupLease {
         await client.call('HttpNfcLeaseProgress', this.#ref, args, { bound: true, signal });
       } catch (error) {
         if (signal.aborted) return;
-        const isAway = isRouseError(error, 'host-unreachable') || isRouseError(error, 'time-out');
         // A manager that is away does not end downloads from hosts; the lease itself does, in time.
-        if (!isAway) return this.#lost.abort(lostBecause(error));
+        if (!isAway(error) && !isRouseError(error, 'time-out'))
+          return this.#lost.abort(lostBecause(error));
       }
       await client.clock.sleep(pauseMs, signal).catch(() => undefined);
     }

@@ -1,6 +1,6 @@
 import { isRouseError } from '../../errors.ts';
 import type { VimClient } from './client.ts';
-import { isFault } from './faults.ts';
+import { isAway, isFault } from './faults.ts';
 import type { Found } from './properties.ts';
 import { runTask } from './tasks.ts';
 import { leaf, node } from './vim-xml.ts';
@@ -33,8 +33,8 @@ export async function switchOnTracking(
     await runTask(client, 'ReconfigVM_Task', found.ref, [spec], { what });
     return undefined;
   } catch (error) {
-    if (isFault(error, 'NotAuthenticated') || isRouseError(error, 'host-unreachable')) throw error;
-    if (!isRouseError(error)) throw error;
+    const mayPass = isFault(error, 'NotAuthenticated') || isAway(error);
+    if (!isRouseError(error) || mayPass) throw error;
     return `change tracking is off and cannot be switched on: ${error.message}; ${every}`;
   }
 }
