@@ -94,6 +94,7 @@ export class Backups implements BackupService {
         managedId: found.managedId,
         scratchDirectory: this.#desk.scratchDirectory,
         base: base === undefined ? null : { savesetId: base.id, labels: base.labels },
+        ...(base === undefined && savesets.length > 0 ? { noBase: noBaseOf(savesets) } : {}),
       },
     };
   }
@@ -305,6 +306,12 @@ function endOf({ state }: RunView): 'cancelled' | 'failed' {
 /** What a step left, in the shape that taking.ts writes; also when it was undone afterwards. */
 function resultOf<T>(run: RunView, step: string): T | undefined {
   return run.steps.find(({ name }) => name === step)?.result as T | undefined;
+}
+
+function noBaseOf(savesets: readonly Saveset[]): string {
+  return savesets.every(({ kind }) => kind === 'sealed')
+    ? 'its savesets were sealed from recoveries, which keeps no record of changes'
+    : 'none of its savesets keeps what an incremental one goes on from';
 }
 
 /** Labels beyond our own mean that the hypervisor can go on from there. */

@@ -32,6 +32,8 @@ export type BackupInput = {
           readonly savesetId: string;
           readonly labels: { readonly [key: string]: string };
         } | null;
+        /** Why there is no such saveset, although there are some. */
+        readonly noBase?: string;
       }
     | {
         readonly kind: 'files';
@@ -112,12 +114,14 @@ async function begin(world: BackupWorld, context: Context): Promise<Json> {
   const places = (await hypervisor.backupPlaces?.(managedIdOf(input))) ?? [];
   await takeTurn(world, context, places, false);
   const takenAtMs = world.clock.now();
-  const source = await hypervisor.beginBackup({
+  const begun = await hypervisor.beginBackup({
     machineId: managedIdOf(input),
     token: input.backupId,
     scratchDirectory: from.scratchDirectory,
     ...(from.base === null ? {} : { since: from.base.labels }),
   });
+  const { noBase } = from;
+  const source = noBase === undefined ? begun : { ...begun, fullBecause: noBase };
   await world.keepFiles(input.backupId, source.files);
   await world.begun(input.backupId, source);
   const labels = { ...source.labels, [hypervisorLabel]: from.hypervisorId };

@@ -130,6 +130,41 @@ test('no snapshot is left, and no ticket or cookie was written down anywhere', a
   }
 });
 
+test('what could not be removed is removed by the reconciler', async () => {
+  const fault = { method: 'RemoveSnapshot_Task', fault: 'GenericVmConfigFault', inCall: true };
+  await vcenter.fault(fault);
+  const stored = await rouse.json<BackupView>('backup', 'web01');
+  assert.match(stored.warnings.join(), /did not end/);
+  await vcenter.clearFaults();
+  const { findings } = await rouse.json<{ findings: readonly { name: string; outcome: string }[] }>(
+    'reconcile',
+  );
+  assert.deepEqual(
+    findings.map(({ name, outcome }) => [name, outcome]),
+    [[`snapshot rouse-${stored.id} of web01`, 'mended']],
+  );
+  const again = await rouse.json<BackupView>('backup', 'web01');
+  assert.equal(again.kind, 'incremental', again.fullBecause ?? '');
+});
+
+test('its disks are shown to a running machine, for single files', async () => {
+  const { id } = await rouse.json<{ id: string }>(
+    'recover',
+    'web01',
+    '--mode',
+    'flr',
+    '--into',
+    'web01',
+  );
+  const shown = await vcenter.machine('web01');
+  assert.equal(shown.disks.length, 2);
+  assert.match(shown.disks[1]?.file ?? '', /^\[rouse-\w+\] web01-in-web01\/scsi0-0\.vmdk$/);
+  const during = await rouse.json<BackupView>('backup', 'web01');
+  assert.deepEqual([during.kind, during.warnings], ['incremental', []]);
+  await rouse.run('cancel', id);
+  assert.equal((await vcenter.machine('web01')).disks.length, 1);
+});
+
 test('lost with its disk, it wakes from its backup with its known file and what it wrote', async () => {
   const judge = await buildGo(join(import.meta.dirname, '..', '..', 'lab', 'vcenter', 'client'));
   const login = ['-url', vcenter.url, '-user', vcenter.user, '-password', vcenter.password];
