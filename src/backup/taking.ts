@@ -150,8 +150,11 @@ async function takeTurn(
 ): Promise<void> {
   const { backupId } = input;
   const waits = (because: string) => world.waits(backupId, because);
-  await world.turns.enter(backupId, places, { hasBegun, signal, waits });
-  world.waits(backupId, null);
+  try {
+    await world.turns.enter(backupId, places, { hasBegun, signal, waits });
+  } finally {
+    world.waits(backupId, null);
+  }
 }
 
 async function end(

@@ -82,7 +82,12 @@ test('who gives up while waiting lets the next one in', async () => {
   void enter('gone', [host('esx1')]);
   void enter('next', [host('esx1')]);
   await settled();
+  void enter('behind', [host('esx1'), host('esx2')]);
+  void enter('free', [host('esx2')]);
   stops.get('gone')?.abort('cancelled');
+  stops.get('behind')?.abort('cancelled');
+  await settled();
+  assert.ok(inside.includes('free'), 'nobody waits for that host any more');
   leave('b0');
   await settled();
   assert.equal(said.get('gone'), 'gave up');

@@ -35,6 +35,8 @@ export class BackupTurns {
       this.#forget(waiter);
       const { reason } = how.signal as { readonly reason: unknown };
       reject(new RouseError('cancelled', `the backup no longer waits: ${String(reason)}`));
+      // What it had wanted is free for those behind it.
+      this.#admit();
     };
     this.#waiting.push(waiter);
     how.signal.addEventListener('abort', onAbort, { once: true });

@@ -230,6 +230,70 @@ test('a proxy that restarts while it reads gets a new pass, and reads again', as
   assert.equal(new Set(passes).size, 2, 'a ticket is good once');
 });
 
+test('an answer that is lost to any call is asked for again, or looked for', async () => {
+  const methods = [
+    ...['RetrievePropertiesEx', 'CreateSnapshot_Task', 'QueryChangedDiskAreas', 'WaitForUpdatesEx'],
+    ...['AcquireCloneTicket', 'CloneSession', 'ExportSnapshot', 'HttpNfcLeaseProgress'],
+    ...['HttpNfcLeaseComplete', 'RemoveSnapshot_Task', 'Logout'],
+  ];
+  for (const method of methods) {
+    for (const isFull of [true, false]) {
+      if (isFull) await vcenter.resetChangeTracking('box');
+      else await at.scribble('box', 2 * MiB, 5_000);
+      await vcenter.fault({ method, nth: 1, dropAnswer: true });
+      const view = await at.backUp(server, 'box');
+      await vcenter.clearFaults();
+      assert.equal(view.kind, isFull ? 'full' : 'incremental', `${method}: ${view.fullBecause}`);
+      assert.deepEqual(view.warnings, [], method);
+      await assertSame(view);
+    }
+  }
+});
+
+test('a session that ends while the snapshot is made is begun anew', async () => {
+  const before = await callsOf('CreateSnapshot_Task');
+  const { id } = await server.backups.start(requestOf('box'));
+  await eventually(
+    'the snapshot',
+    async () => (await callsOf('CreateSnapshot_Task')) > before || undefined,
+    10_000,
+    5,
+  );
+  await vcenter.dropSessions();
+  const view = await server.ended(id);
+  assert.ok(view !== 'died');
+  assert.equal(view.state, 'done', view.error?.message);
+  await assertSame(view);
+  assert.deepEqual(await at.leftSnapshots(), []);
+});
+
+test('a machine with which another task is busy is waited for', async () => {
+  await vcenter.fault({ method: 'ExportSnapshot', nth: 1, fault: 'TaskInProgress' });
+  const before = await callsOf('ExportSnapshot');
+  await assertSame(await full());
+  assert.equal((await callsOf('ExportSnapshot')) - before, 2);
+});
+
+test('one that waits for its turn is cancelled without a snapshot', async () => {
+  await vcenter.fault({ method: 'CreateSnapshot_Task', delayMs: 400 });
+  const names = crowd.slice(0, backupLimits.perHostMax + 1);
+  const begun = await Promise.all(names.map((name) => server.backups.start(requestOf(name))));
+  const waiting = await eventually('a queue', async () => {
+    const views = await server.backups.list({ state: 'running' });
+    return views.find(({ waitsFor }) => waitsFor !== null);
+  });
+  await server.backups.cancel(waiting.id);
+  const cancelled = await server.ended(waiting.id);
+  assert.ok(cancelled !== 'died');
+  assert.deepEqual([cancelled.state, cancelled.waitsFor], ['cancelled', null]);
+  for (const { id } of begun.filter((one) => one.id !== waiting.id)) {
+    const view = await server.ended(id);
+    assert.ok(view !== 'died' && view.state === 'done');
+  }
+  const made = (await vcenter.calls()).filter(({ method }) => method === 'CreateSnapshot_Task');
+  assert.ok(!JSON.stringify(made).includes(waiting.id));
+});
+
 test('many machines at once: so many snapshots on one host as it bears, and all get their turn', async () => {
   const before = (await vcenter.calls()).length;
   const begun = await Promise.all(crowd.map((name) => server.backups.start(requestOf(name))));
