@@ -30,8 +30,6 @@ export const proxyLimits = {
   streamsMax: 3,
   /** Grains of 64 KiB are gathered so far before they are stored: 3 x 1 MiB of memory a job. */
   streamWindowBytes: MiB,
-  /** A chain of authorities in PEM: 2 KiB each. */
-  authorityBytesMax: 256 * KiB,
   /** Extents are asked for in strides, so that a map of a 16 TiB disk is never in memory. */
   extentStrideBytes: 1024 * MiB,
   /** Addresses tried for one choice: 16 hosts with 4 each. */
@@ -216,10 +214,6 @@ export const backupLimits = {
   finishPauseMs: 2_000,
   /** `cancel` answers after this long at the latest; what it began goes on. */
   cancelWaitMs: 20_000,
-  /** Backups that read from one host at once: 4 x 3 disks, beside whatever else copies there. */
-  perHostMax: 4,
-  /** ... and from one datastore: more make each slower, and every one's snapshot live longer. */
-  perDatastoreMax: 4,
   /** virtio-scsi takes more, vSphere ends at 64 x 4 controllers. */
   disksMax: 256,
 } as const;

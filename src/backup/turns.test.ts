@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { BackupPlace } from '../hypervisors/port.ts';
-import { backupLimits } from '../limits.ts';
 import { SeededRandom } from '../testing/seeded-random.ts';
+import { turnLimits } from './limits.ts';
 import { BackupTurns } from './turns.ts';
 
 const host = (id: string): BackupPlace => ({ kind: 'host', id, name: id });
@@ -32,12 +32,12 @@ function scene() {
 
 test('a host takes so many at once, the next waits, says why, and comes when one leaves', async () => {
   const { inside, said, enter, leave } = scene();
-  const ids = Array.from({ length: backupLimits.perHostMax + 1 }, (_, index) => `b${index}`);
+  const ids = Array.from({ length: turnLimits.perHostMax + 1 }, (_, index) => `b${index}`);
   for (const id of ids) void enter(id, [host('esx1')]);
   await settled();
   const last = ids.at(-1) ?? '';
   assert.deepEqual(inside, ids.slice(0, -1));
-  assert.equal(said.get(last), `host esx1: ${backupLimits.perHostMax} backups read there`);
+  assert.equal(said.get(last), `host esx1: ${turnLimits.perHostMax} backups read there`);
   void enter('elsewhere', [host('esx2')]);
   await settled();
   assert.ok(inside.includes('elsewhere'), 'another host is free');
@@ -48,11 +48,11 @@ test('a host takes so many at once, the next waits, says why, and comes when one
 
 test('one that wants two places is not passed by for ever', async () => {
   const { inside, enter, leave } = scene();
-  for (let count = 0; count < backupLimits.perDatastoreMax; count += 1) {
+  for (let count = 0; count < turnLimits.perDatastoreMax; count += 1) {
     void enter(`full${count}`, [store('slow')]);
   }
   void enter('both', [host('esx1'), store('slow')]);
-  for (let count = 0; count < backupLimits.perHostMax; count += 1) {
+  for (let count = 0; count < turnLimits.perHostMax; count += 1) {
     void enter(`late${count}`, [host('esx1')]);
   }
   await settled();
@@ -65,18 +65,18 @@ test('one that wants two places is not passed by for ever', async () => {
 
 test('who had begun before a restart comes in at once, and counts', async () => {
   const { inside, enter } = scene();
-  for (let count = 0; count <= backupLimits.perHostMax; count += 1) {
+  for (let count = 0; count <= turnLimits.perHostMax; count += 1) {
     void enter(`begun${count}`, [host('esx1')], true);
   }
   void enter('new', [host('esx1')]);
   await settled();
-  assert.equal(inside.length, backupLimits.perHostMax + 1);
+  assert.equal(inside.length, turnLimits.perHostMax + 1);
   assert.ok(!inside.includes('new'));
 });
 
 test('who gives up while waiting lets the next one in', async () => {
   const { inside, said, stops, enter, leave } = scene();
-  for (let count = 0; count < backupLimits.perHostMax; count += 1) {
+  for (let count = 0; count < turnLimits.perHostMax; count += 1) {
     void enter(`b${count}`, [host('esx1')]);
   }
   void enter('gone', [host('esx1')]);
@@ -112,8 +112,7 @@ test('by seed: no place is ever over its limit, and everybody gets in', async ()
         for (const place of wants.get(id) ?? []) {
           const now = (load.get(place.id) ?? 0) + 1;
           load.set(place.id, now);
-          const most =
-            place.kind === 'host' ? backupLimits.perHostMax : backupLimits.perDatastoreMax;
+          const most = place.kind === 'host' ? turnLimits.perHostMax : turnLimits.perDatastoreMax;
           assert.ok(now <= most, `seed ${seed}: ${place.id} has ${now}`);
         }
       }

@@ -1,6 +1,6 @@
 import { RouseError } from '../errors.ts';
 import type { BackupPlace } from '../hypervisors/port.ts';
-import { backupLimits } from '../limits.ts';
+import { turnLimits } from './limits.ts';
 
 /**
  * Who may read now: so many backups at once on each host and each datastore, in the order in which
@@ -97,5 +97,5 @@ interface Waiter {
 }
 
 function limitOf({ kind }: BackupPlace): number {
-  return kind === 'host' ? backupLimits.perHostMax : backupLimits.perDatastoreMax;
+  return kind === 'host' ? turnLimits.perHostMax : turnLimits.perDatastoreMax;
 }

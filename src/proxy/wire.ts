@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { proxyLimits } from '../limits.ts';
+import { catalogLimits, proxyLimits } from '../limits.ts';
 import type { BackupSource } from '../hypervisors/port.ts';
 import type { JobSpec } from './port.ts';
 
@@ -27,7 +27,7 @@ const backupPass = z.object({
   url: path,
   trust: z.union([
     z.object({ fingerprint: name }),
-    z.object({ authority: z.string().max(proxyLimits.authorityBytesMax) }),
+    z.object({ authority: z.string().max(catalogLimits.authorityBytesMax) }),
   ]),
   session: z.union([z.object({ ticket: secret }), z.object({ cookie: secret })]),
 });

@@ -9,7 +9,7 @@ import { after, afterEach, test } from 'node:test';
 import { eventually } from '#lab/processes.ts';
 import { enterWorld } from '#lab/world.ts';
 import type { Backup } from '#src/backup/schema.ts';
-import { backupLimits } from '#src/limits.ts';
+import { turnLimits } from '#src/backup/limits.ts';
 import { guestDisk } from './libvirt-world.ts';
 import { requestOf, sparseImage, VsphereBackupWorld } from './vsphere-backup-world.ts';
 
@@ -20,7 +20,7 @@ await mkdir(directory, { recursive: true });
 const bootable = join(directory, 'boot.img');
 await writeFile(bootable, await guestDisk());
 const image = await sparseImage(join(directory, 'a.img'), 16 * MiB);
-const crowd = Array.from({ length: backupLimits.perHostMax + 3 }, (_, index) => `crowd${index}`);
+const crowd = Array.from({ length: turnLimits.perHostMax + 3 }, (_, index) => `crowd${index}`);
 const at = await VsphereBackupWorld.open(world, [
   { name: 'box', disks: [image] },
   { name: 'live', disks: [bootable], poweredOn: true },
@@ -276,7 +276,7 @@ test('a machine with which another task is busy is waited for', async () => {
 
 test('one that waits for its turn is cancelled without a snapshot', async () => {
   await vcenter.fault({ method: 'CreateSnapshot_Task', delayMs: 400 });
-  const names = crowd.slice(0, backupLimits.perHostMax + 1);
+  const names = crowd.slice(0, turnLimits.perHostMax + 1);
   const begun = await Promise.all(names.map((name) => server.backups.start(requestOf(name))));
   const waiting = await eventually('a queue', async () => {
     const views = await server.backups.list({ state: 'running' });
@@ -316,6 +316,6 @@ test('many machines at once: so many snapshots on one host as it bears, and all 
     if (method === 'RemoveSnapshot_Task') held -= 1;
     most = Math.max(most, held);
   }
-  assert.ok(most > 1 && most <= backupLimits.perHostMax, `${most} at once`);
+  assert.ok(most > 1 && most <= turnLimits.perHostMax, `${most} at once`);
   assert.deepEqual(await at.leftSnapshots(), []);
 });
