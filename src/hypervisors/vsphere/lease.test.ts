@@ -157,6 +157,14 @@ test('a download that stands still, or is cut off, fails; one that is refused sa
   }
 });
 
+test('a snapshot that somebody removed meanwhile is said to be gone', async () => {
+  const vim = await fakeVim({ RetrievePropertiesEx: [fault('ManagedObjectNotFound')] });
+  const reader = new VsphereReader(passOf(vim), systemClock);
+  await assert.rejects(reader.lease([access(2000)], unaborted()), /somebody removed it/);
+  await reader.close();
+  await vim.close();
+});
+
 test('a ticket that is used up is no refused login: another try with a new pass mends it', async () => {
   const vim = await fakeVim({ CloneSession: [fault('InvalidLogin')] });
   const reader = new VsphereReader(passOf(vim), systemClock);

@@ -37,7 +37,9 @@ export async function openLease(
     throw new RouseError('bad-request', 'a lease is for the disks of one snapshot');
   }
   const snapshot = { type: 'VirtualMachineSnapshot', id };
-  const found = await readOne(client, snapshot, ['config.hardware']);
+  const found = await readOne(client, snapshot, ['config.hardware']).catch((error: unknown) => {
+    throw isRouseError(error, 'not-found') ? snapshotIsGone() : error;
+  });
   const hardware = found.get('config.hardware');
   const devices = hardware && { ...hardware, children: all(hardware, 'device') };
   const answer = await whileBusy(
@@ -58,6 +60,12 @@ export async function openLease(
     await client.call('HttpNfcLeaseAbort', ref, [], { bound: true }).catch(ignoreFault);
     throw error;
   }
+}
+
+function snapshotIsGone(): RouseError {
+  return new RouseError('wrong-state', 'the snapshot of the backup is gone: somebody removed it', {
+    advice: 'Back the machine up again; snapshots that begin with rouse- go by themselves.',
+  });
 }
 
 async function readyInfo(client: VimClient, lease: Ref, signal: AbortSignal): Promise<VimNode> {
