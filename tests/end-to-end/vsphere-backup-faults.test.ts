@@ -208,7 +208,10 @@ test('cancelled while it downloads: lease and snapshot are gone', async () => {
   const aborted = await callsOf('HttpNfcLeaseAbort');
   const { id } = await server.backups.start(requestOf('box'));
   await eventually('the download', async () => (await callsOf('GET /nfc')) > before || undefined);
-  assert.equal((await server.backups.cancel(id)).state, 'cancelled');
+  await server.backups.cancel(id);
+  const view = await server.ended(id);
+  assert.ok(view !== 'died');
+  assert.equal(view.state, 'cancelled');
   assert.deepEqual(await at.leftSnapshots(), []);
   assert.equal((await callsOf('HttpNfcLeaseAbort')) - aborted, 1);
 });
