@@ -67,7 +67,8 @@ for (const kind of ['full', 'incremental'] as const) {
       const { id } = await first.backups.start(requestOf('box'));
       const ended = await first.ended(id);
       if (ended !== 'died') {
-        await first.stop();
+        // It may have died since, and then would not stop.
+        await first.bury();
         break;
       }
       points += 1;
