@@ -26,10 +26,6 @@ export const proxyLimits = {
   ingestReadBytes: 2 * MiB,
   /** Reads of one disk in flight: 4 x 2 MiB of memory a disk. */
   ingestReadsMax: 4,
-  /** Disks of one lease that come at once: a host's NFC service has some 48 MiB of buffers in all. */
-  streamsMax: 3,
-  /** Grains of 64 KiB are gathered so far before they are stored: 3 x 1 MiB of memory a job. */
-  streamWindowBytes: MiB,
   /** Extents are asked for in strides, so that a map of a 16 TiB disk is never in memory. */
   extentStrideBytes: 1024 * MiB,
   /** Addresses tried for one choice: 16 hosts with 4 each. */
@@ -206,14 +202,6 @@ export const reconcileLimits = {
 } as const;
 
 export const backupLimits = {
-  /** A proxy that restarts is back within seconds; after 40 x 3 s it is away. */
-  proxyAttemptsMax: 40,
-  proxyPauseMs: 3_000,
-  /** Ending a stored backup at the hypervisor: 5 attempts, then it is a warning. */
-  finishAttemptsMax: 5,
-  finishPauseMs: 2_000,
-  /** `cancel` answers after this long at the latest; what it began goes on. */
-  cancelWaitMs: 20_000,
   /** virtio-scsi takes more, vSphere ends at 64 x 4 controllers. */
   disksMax: 256,
 } as const;

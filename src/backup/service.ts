@@ -4,10 +4,10 @@ import type { Clock } from '../lib/clock.ts';
 import { changesOf } from '../lib/changes.ts';
 import type { Random } from '../lib/random.ts';
 import { pick } from '../lib/text.ts';
-import { backupLimits } from '../limits.ts';
 import type { JobView } from '../proxy/port.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Engine, RunView } from '../workflows/api.ts';
+import { takingLimits } from './limits.ts';
 import type { BackupInput } from './taking.ts';
 import type { Backup, BackupFilter, BackupRequest, BackupService } from './schema.ts';
 
@@ -210,7 +210,7 @@ export class Backups implements BackupService {
   /** A hypervisor that is away must not keep people waiting: what was begun goes on. */
   async #waitFor(runId: string): Promise<void> {
     const patience = new AbortController();
-    const late = this.#desk.clock.sleep(backupLimits.cancelWaitMs, patience.signal);
+    const late = this.#desk.clock.sleep(takingLimits.cancelWaitMs, patience.signal);
     const ended = this.#desk.engine.finished(runId, patience.signal);
     try {
       await Promise.race([ended, late]);

@@ -3,10 +3,10 @@ import type { BackupPlace, BackupSource, Hypervisor } from '../hypervisors/port.
 import type { Clock } from '../lib/clock.ts';
 import type { JobSpec, JobView, Proxy } from '../proxy/port.ts';
 import { plural } from '../lib/text.ts';
-import { backupLimits } from '../limits.ts';
 import { runJob } from '../proxy/jobs-client.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, RunView, StepContext, Workflow } from '../workflows/api.ts';
+import { takingLimits } from './limits.ts';
 import type { BackupTurns } from './turns.ts';
 
 /**
@@ -298,9 +298,9 @@ async function patiently<T>(
       return await work();
     } catch (error) {
       const isAway = isRouseError(error) && awayCodes.has(error.code);
-      if (!isAway || signal.aborted || attempt >= backupLimits.proxyAttemptsMax) throw error;
+      if (!isAway || signal.aborted || attempt >= takingLimits.proxyAttemptsMax) throw error;
     }
-    await clock.sleep(backupLimits.proxyPauseMs, signal);
+    await clock.sleep(takingLimits.proxyPauseMs, signal);
   }
 }
 
@@ -353,12 +353,12 @@ async function finish(world: BackupWorld, context: Context): Promise<Json> {
       await end(world, context, 'stored');
       return { detail: 'nothing is left at the hypervisor' };
     } catch (error) {
-      if (attempt >= backupLimits.finishAttemptsMax) {
+      if (attempt >= takingLimits.finishAttemptsMax) {
         const why = error instanceof Error ? error.message : String(error);
         const warning = `the backup is stored, but its job at the hypervisor did not end: ${why}`;
         return { detail: warning, warning };
       }
     }
-    await world.clock.sleep(backupLimits.finishPauseMs, context.signal);
+    await world.clock.sleep(takingLimits.finishPauseMs, context.signal);
   }
 }

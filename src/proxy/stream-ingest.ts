@@ -4,6 +4,7 @@ import { proxyLimits } from '../limits.ts';
 import type { DiskWriter, SavesetWriter } from '../vault/api.ts';
 import { IngestReport } from './ingest.ts';
 import type { JobProgress } from './jobs.ts';
+import { streamLimits } from './stream-limits.ts';
 
 /** A disk that comes as a streamOptimized VMDK, from its beginning to its end. */
 export interface StreamedDisk {
@@ -34,7 +35,7 @@ export async function ingestStreams(
     }
   };
   let failure: unknown;
-  const lanes = Array.from({ length: proxyLimits.streamsMax }, () =>
+  const lanes = Array.from({ length: streamLimits.streamsMax }, () =>
     drain().catch((error: unknown) => {
       failure ??= error;
       failed.abort(error);
@@ -111,7 +112,7 @@ class BlockAssembler {
     this.#blockBytes = blockBytes;
     this.#sizeBytes = sizeBytes;
     this.#name = name;
-    this.#buffer = Buffer.alloc(Math.max(blockBytes, proxyLimits.streamWindowBytes));
+    this.#buffer = Buffer.alloc(Math.max(blockBytes, streamLimits.windowBytes));
   }
 
   async add(offset: number, data: Uint8Array): Promise<void> {
