@@ -202,14 +202,6 @@ export const reconcileLimits = {
 } as const;
 
 export const backupLimits = {
-  /** A proxy that restarts is back within seconds; after 40 x 3 s it is away. */
-  proxyAttemptsMax: 40,
-  proxyPauseMs: 3_000,
-  /** Ending a stored backup at the hypervisor: 5 attempts, then it is a warning. */
-  finishAttemptsMax: 5,
-  finishPauseMs: 2_000,
-  /** `cancel` answers after this long at the latest; what it began goes on. */
-  cancelWaitMs: 20_000,
   /** virtio-scsi takes more, vSphere ends at 64 x 4 controllers. */
   disksMax: 256,
 } as const;

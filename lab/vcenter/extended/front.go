@@ -27,9 +27,11 @@ type front struct {
 	mu      sync.Mutex
 	// Cookies of those who have logged in and are still known.
 	sessions map[string]bool
-	address  string
-	server   *http.Server
-	listen   func() (net.Listener, error)
+	// Tickets that open a session, once.
+	tickets map[string]bool
+	address string
+	server  *http.Server
+	listen  func() (net.Listener, error)
 }
 
 // Calls of someone who has not logged in. RetrieveProperties is one of them in the simulator; a
@@ -76,9 +78,16 @@ func (f *front) scripted(out http.ResponseWriter, r *http.Request, method *simul
 			f.w.script.keepForTask(method.Name, method.This, fault)
 		}
 	}
-	f.service.ServeSDK(out, r)
 	switch method.Name {
-	case "Login":
+	case "AcquireCloneTicket":
+		f.giveTicket(out)
+	case "CloneSession":
+		f.cloneSession(out, r, method)
+	default:
+		f.service.ServeSDK(out, r)
+	}
+	switch method.Name {
+	case "Login", "CloneSession":
 		for _, cookie := range (&http.Response{Header: out.Header()}).Cookies() {
 			f.remember(cookie.Value, true)
 		}

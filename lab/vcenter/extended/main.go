@@ -95,7 +95,7 @@ func serve(w *world, o settings, spec *inventory) (*front, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	f := &front{w: w, service: service, sessions: map[string]bool{}, address: o.address}
+	f := &front{w: w, service: service, sessions: map[string]bool{}, tickets: map[string]bool{}, address: o.address}
 	f.files = http.HandlerFunc(f.serveFiles)
 	f.listen = func() (net.Listener, error) {
 		return tls.Listen("tcp", f.address, &tls.Config{Certificates: []tls.Certificate{own}})

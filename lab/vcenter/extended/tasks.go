@@ -72,6 +72,9 @@ func (w *world) start(
 	started := time.Now()
 	t.Info.StartTime = &started
 	simulator.Map.Put(t)
+	if m, ok := entity.(*machine); ok {
+		change(m, set("recentTask", with(m.RecentTask, t.Self)))
+	}
 	go func() {
 		defer cancel()
 		err := t.progress(0)
