@@ -31,14 +31,16 @@ export async function vsphereStage(world: World): Promise<Stage> {
     upOptions: ['--address', worldAddresses.ipv4],
     prepare: async (rouse) => {
       await introduce(rouse, vcenter, directory);
-      await backUp(rouse, join(production, 'web01'));
-      await tell('web01 boots and works', async () => {
+      const serial = await tell('web01 boots', async () => {
         await ask('on', 'web01');
-        const serial = await vcenter.serial('web01');
-        await new Heartbeats(serial).next(90_000);
-        await serial.command('write 4');
-        await serial.close();
+        const opened = await vcenter.serial('web01');
+        await new Heartbeats(opened).next(90_000);
+        return opened;
       });
+      await tell('rouse backup web01, while it runs', () => rouse.json('backup', 'web01'));
+      await serial.command('write 4');
+      await tell('rouse backup web01, what changed', () => rouse.json('backup', 'web01'));
+      await serial.close();
     },
     lose: () =>
       tell('web01 and its disk are destroyed', async () => {
@@ -95,9 +97,4 @@ async function introduce(rouse: RouseCommand, vcenter: StandIn, directory: strin
   await tell('rouse hypervisor add, by its fingerprint', () =>
     rouse.json('hypervisor', 'add', 'lab', vcenter.url, ...who, ...trust),
   );
-}
-
-async function backUp(rouse: RouseCommand, folder: string): Promise<void> {
-  const files = ['--file', join(folder, 'web01.vmdk'), '--config', join(folder, 'web01.vmx')];
-  await tell('rouse backup of its files', () => rouse.json('backup', ...files, '--name', 'web01'));
 }

@@ -114,10 +114,10 @@ export const nfsLimits = {
   /** One turn of one connection before others get theirs: about 1 ms of small calls. */
   turnCallsMax: 256,
   turnBytesMax: 4 * MiB,
-  /** Awake for the next call so long after a reply: a client on the same host or switch is back. */
-  lookMs: 0.1,
+  /** Awake for the next call so long after a reply: 0.03 ms pass, 0.15 where waking is slow. */
+  lookMs: 0.3,
   /** ... and at most so many turns of the event loop, of some two microseconds each. */
-  looksMax: 200,
+  looksMax: 400,
   /** Calls in a row that came so soon before it is tried; after tries in vain, at most so many. */
   lookAfterCallsMin: 8,
   lookAfterCallsMax: 1_024,
@@ -198,14 +198,6 @@ export const recoveryLimits = {
 } as const;
 
 export const backupLimits = {
-  /** A proxy that restarts is back within seconds; after 40 x 3 s it is away. */
-  proxyAttemptsMax: 40,
-  proxyPauseMs: 3_000,
-  /** Ending a stored backup at the hypervisor: 5 attempts, then it is a warning. */
-  finishAttemptsMax: 5,
-  finishPauseMs: 2_000,
-  /** `cancel` answers after this long at the latest; what it began goes on. */
-  cancelWaitMs: 20_000,
   /** virtio-scsi takes more, vSphere ends at 64 x 4 controllers. */
   disksMax: 256,
 } as const;

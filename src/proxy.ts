@@ -65,6 +65,11 @@ export async function openProxy(options: ProxyOptions): Promise<OpenedProxy> {
     clock,
     openFile: (path, format) => openDisk(path, format === undefined ? {} : { format }),
     openNbd: openNbdDisk,
+    // What it takes to speak with vCenter is loaded by who needs it: a killed proxy is back sooner.
+    openReader: async (pass) => {
+      const { VsphereReader } = await import('./hypervisors/vsphere/reader.ts');
+      return new VsphereReader(pass, clock);
+    },
     createTarget: (path, format, sizeBytes) =>
       format === 'raw'
         ? createRawWriter(path, sizeBytes, { replace: true })

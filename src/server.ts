@@ -8,6 +8,7 @@ import { StatusBoard } from './catalog/status-service.ts';
 import { VaultDoor } from './catalog/vault-service.ts';
 import { Backups, type BackupDesk } from './backup/service.ts';
 import { backupWorkflow, type BackupWorld, hypervisorLabel } from './backup/taking.ts';
+import { BackupTurns } from './backup/turns.ts';
 import type { Config } from './config.ts';
 import { connectHypervisor } from './connect-hypervisor.ts';
 import { type Database, openDatabase } from './database/database.ts';
@@ -273,6 +274,8 @@ class Rooms {
     const backups = new Backups(desk);
     const world: BackupWorld = {
       clock,
+      turns: new BackupTurns(),
+      waits: (id, because) => backups.waits(id, because),
       proxy: (name) => this.#proxies.calls(name ?? config.proxyName),
       hypervisor: (id) => this.#hypervisors.driver(id),
       keepFiles: (id, files) => this.#scratch.keep(id, files),

@@ -95,6 +95,12 @@ export interface ScriptedFault {
   readonly dropAnswer?: boolean;
   /** Fails the call that would have started a task. */
   readonly inCall?: boolean;
+  /**
+   * Of a download (`GET /nfc`) or of a range of a file (`GET /folder`): it is cut off, stalls, has a
+   * byte turned around (all `atByte`), comes whole where a range was asked for, or is refused.
+   */
+  readonly how?: 'cut' | 'stall' | 'flip' | 'whole' | 'refuse';
+  readonly atByte?: number;
 }
 
 /** Asked at each power-on; a choice whose label says cancel ends it, any other lets it go on. */

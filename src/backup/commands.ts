@@ -232,6 +232,9 @@ function bar(view: Backup, terminal: Terminal): string {
 function figures(view: Backup, terminal: Terminal): string {
   const total = view.totalBytes > 0 ? ` of ${formatBytes(view.totalBytes)}` : '';
   const left = view.etaMs === null || view.etaMs <= 0 ? '' : `, ${formatDuration(view.etaMs)} left`;
+  if (view.waitsFor !== null) {
+    return fitText(`waits for ${printable(view.waitsFor)}`, terminal.width - 1);
+  }
   const text =
     `${view.kind ?? (view.totalBytes > 0 ? 'reading' : 'preparing')}: ${formatBytes(view.doneBytes)}${total} at ` +
     `${formatRate(view.bytesPerSecond)}${left}; new ${formatBytes(view.newBytes)}, ` +
@@ -301,7 +304,7 @@ function printBackups(backups: readonly Backup[], terminal: Terminal): void {
     backups.map((view) => [
       view.id,
       view.machine.name,
-      view.state,
+      view.waitsFor === null ? view.state : 'waiting',
       view.kind ?? '',
       view.totalBytes > 0 ? `${Math.floor((100 * view.doneBytes) / view.totalBytes)}%` : '',
       formatBytes(view.newBytes),

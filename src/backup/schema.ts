@@ -80,6 +80,7 @@ export const backup = z.object({
   kind: z.enum(['full', 'incremental']).nullable().describe('null: not yet known.'),
   fullBecause: z.string().nullable().describe('Why it is full although it could be incremental.'),
   consistency: z.enum(['crash', 'filesystem', 'offline']).nullable(),
+  waitsFor: z.string().nullable().describe('The full place that it waits for; null: none.'),
   doneBytes: bytes,
   totalBytes: bytes,
   newBytes: bytes.describe('Read and not in the vault before.'),

@@ -4,10 +4,10 @@ import type { Clock } from '../lib/clock.ts';
 import { changesOf } from '../lib/changes.ts';
 import type { Random } from '../lib/random.ts';
 import { pick } from '../lib/text.ts';
-import { backupLimits } from '../limits.ts';
 import type { JobView } from '../proxy/port.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Engine, RunView } from '../workflows/api.ts';
+import { takingLimits } from './limits.ts';
 import type { BackupInput } from './taking.ts';
 import type { Backup, BackupFilter, BackupRequest, BackupService } from './schema.ts';
 
@@ -23,7 +23,13 @@ export interface BackupDesk {
   findMachine(
     reference: string,
     hypervisor: string | undefined,
-  ): Promise<{ readonly id: string; readonly name: string; readonly hypervisorId: string }>;
+  ): Promise<{
+    readonly id: string;
+    readonly name: string;
+    readonly hypervisorId: string;
+    /** What its hypervisor calls it. */
+    readonly managedId: string;
+  }>;
   hypervisorName(id: string): Promise<string>;
   /** The name of the proxy that is meant; undefined: the one beside this server. */
   proxy(reference: string | undefined): Promise<string>;
@@ -42,6 +48,8 @@ export class Backups implements BackupService {
   readonly #desk: BackupDesk;
   /** The last news of each running job: what the journal need not keep. */
   readonly #jobs = new Map<string, { readonly view: JobView; readonly atMs: number }>();
+  /** What backups wait for before they begin. */
+  readonly #waits = new Map<string, string>();
   #wakes: (() => void)[] = [];
 
   constructor(desk: BackupDesk) {
@@ -83,8 +91,10 @@ export class Backups implements BackupService {
       from: {
         kind: 'machine',
         hypervisorId: found.hypervisorId,
+        managedId: found.managedId,
         scratchDirectory: this.#desk.scratchDirectory,
         base: base === undefined ? null : { savesetId: base.id, labels: base.labels },
+        ...(base === undefined && savesets.length > 0 ? { noBase: noBaseOf(savesets) } : {}),
       },
     };
   }
@@ -170,6 +180,7 @@ export class Backups implements BackupService {
       kind: row.kind,
       fullBecause: row.fullBecause,
       consistency: row.consistency,
+      waitsFor: this.#waits.get(row.id) ?? null,
       doneBytes,
       totalBytes,
       newBytes: row.cost?.newBytes ?? job?.newBytes ?? 0,
@@ -199,7 +210,7 @@ export class Backups implements BackupService {
   /** A hypervisor that is away must not keep people waiting: what was begun goes on. */
   async #waitFor(runId: string): Promise<void> {
     const patience = new AbortController();
-    const late = this.#desk.clock.sleep(backupLimits.cancelWaitMs, patience.signal);
+    const late = this.#desk.clock.sleep(takingLimits.cancelWaitMs, patience.signal);
     const ended = this.#desk.engine.finished(runId, patience.signal);
     try {
       await Promise.race([ended, late]);
@@ -233,6 +244,13 @@ export class Backups implements BackupService {
     this.#jobs.set(backupId, { view, atMs: this.#desk.clock.now() });
   }
 
+  /** What a backup waits for before it begins, from the workflow; null: nothing. */
+  waits(backupId: string, because: string | null): void {
+    if (because !== null) this.#waits.set(backupId, because);
+    else if (!this.#waits.delete(backupId)) return;
+    for (const wake of this.#wakes) wake();
+  }
+
   /** What follows when a backup's run has ended; repeatable. */
   async settled(run: RunView, input: BackupInput): Promise<void> {
     const id = input.backupId;
@@ -262,6 +280,7 @@ export class Backups implements BackupService {
           }),
     });
     this.#jobs.delete(id);
+    this.#waits.delete(id);
     for (const wake of this.#wakes) wake();
     const { name } = input.machine;
     const subject = { id, name };
@@ -287,6 +306,12 @@ function endOf({ state }: RunView): 'cancelled' | 'failed' {
 /** What a step left, in the shape that taking.ts writes; also when it was undone afterwards. */
 function resultOf<T>(run: RunView, step: string): T | undefined {
   return run.steps.find(({ name }) => name === step)?.result as T | undefined;
+}
+
+function noBaseOf(savesets: readonly Saveset[]): string {
+  return savesets.every(({ kind }) => kind === 'sealed')
+    ? 'its savesets were sealed from recoveries, which keeps no record of changes'
+    : 'none of its savesets keeps what an incremental one goes on from';
 }
 
 /** Labels beyond our own mean that the hypervisor can go on from there. */

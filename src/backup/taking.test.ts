@@ -9,6 +9,7 @@ import { MemoryProxy } from '../testing/memory-proxy.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, StepContext } from '../workflows/api.ts';
 import { type BackupInput, backupWorkflow } from './taking.ts';
+import { BackupTurns } from './turns.ts';
 
 const saveset: Saveset = {
   id: 'saveset1',
@@ -42,6 +43,8 @@ async function readWhile(
   };
   const { steps } = backupWorkflow({
     clock: systemClock,
+    turns: new BackupTurns(),
+    waits: () => undefined,
     proxy: async () => proxy,
     hypervisor: async () => hypervisor,
     keepFiles: async () => undefined,

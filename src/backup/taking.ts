@@ -1,15 +1,16 @@
 import { isRouseError, RouseError } from '../errors.ts';
-import type { BackupSource, Hypervisor } from '../hypervisors/port.ts';
+import type { BackupPlace, BackupSource, Hypervisor } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
 import type { JobSpec, JobView, Proxy } from '../proxy/port.ts';
 import { plural } from '../lib/text.ts';
-import { backupLimits } from '../limits.ts';
 import { runJob } from '../proxy/jobs-client.ts';
 import type { Saveset } from '../vault/api.ts';
 import type { Json, RunView, StepContext, Workflow } from '../workflows/api.ts';
+import { takingLimits } from './limits.ts';
+import type { BackupTurns } from './turns.ts';
 
 /**
- * A backup as a durable workflow. *Begin* freezes a point in time at the hypervisor, *Read* has the
+ * A backup as a durable workflow. *Begin* waits its turn (turns.ts) and freezes a point in time at the hypervisor, *Read* has the
  * proxy take it in, *Finish* gives the hypervisor its resources back. A killed server goes on with
  * the same point in time; a killed proxy reads it again and stores only what it had not stored.
  */
@@ -23,12 +24,16 @@ export type BackupInput = {
     | {
         readonly kind: 'machine';
         readonly hypervisorId: string;
+        /** What the hypervisor calls it, where that is not its UUID. */
+        readonly managedId?: string;
         readonly scratchDirectory: string;
         /** The saveset to go on from, with the labels its backup left; null: read everything. */
         readonly base: {
           readonly savesetId: string;
           readonly labels: { readonly [key: string]: string };
         } | null;
+        /** Why there is no such saveset, although there are some. */
+        readonly noBase?: string;
       }
     | {
         readonly kind: 'files';
@@ -45,6 +50,9 @@ export type BackupInput = {
 /** What the steps act on. */
 export interface BackupWorld {
   readonly clock: Clock;
+  readonly turns: BackupTurns;
+  /** Null: it waits no longer. */
+  waits(backupId: string, because: string | null): void;
   /** undefined: the one beside this server. */
   proxy(name: string | undefined): Promise<Proxy>;
   hypervisor(id: string): Promise<Hypervisor>;
@@ -63,6 +71,10 @@ export const hypervisorLabel = 'rouse.hypervisor';
 
 type Context = StepContext<BackupInput>;
 
+function managedIdOf({ machine, from }: BackupInput): string {
+  return (from.kind === 'machine' ? from.managedId : undefined) ?? machine.id;
+}
+
 export function backupWorkflow(world: BackupWorld): Workflow<BackupInput> {
   return {
     kind: 'backup.run',
@@ -70,6 +82,7 @@ export function backupWorkflow(world: BackupWorld): Workflow<BackupInput> {
       {
         number: 1,
         name: 'Begin',
+        attemptsMax: 3,
         run: (context) => begin(world, context),
         undo: (context) => takeBack(world, context),
       },
@@ -82,31 +95,66 @@ export function backupWorkflow(world: BackupWorld): Workflow<BackupInput> {
       },
       { number: 3, name: 'Finish', run: (context) => finish(world, context) },
     ],
-    settled: (run, input) => world.settled(run, input),
+    settled: (run, input) => {
+      world.turns.leave(input.backupId);
+      return world.settled(run, input);
+    },
   };
 }
 
-async function begin(world: BackupWorld, { input }: Context): Promise<Json> {
+async function begin(world: BackupWorld, context: Context): Promise<Json> {
+  const { input } = context;
   const { from } = input;
-  const takenAtMs = world.clock.now();
-  if (from.kind === 'files') return { detail: `${plural(from.disks.length, 'file')}`, takenAtMs };
+  if (from.kind === 'files') {
+    const takenAtMs = world.clock.now();
+    return { detail: `${plural(from.disks.length, 'file')}`, takenAtMs };
+  }
   const hypervisor = await world.hypervisor(from.hypervisorId);
-  const source = await hypervisor.beginBackup({
-    machineId: input.machine.id,
+  // No snapshot grows while its backup waits.
+  const places = (await hypervisor.backupPlaces?.(managedIdOf(input))) ?? [];
+  await takeTurn(world, context, places, false);
+  const takenAtMs = world.clock.now();
+  const begun = await hypervisor.beginBackup({
+    machineId: managedIdOf(input),
     token: input.backupId,
     scratchDirectory: from.scratchDirectory,
     ...(from.base === null ? {} : { since: from.base.labels }),
   });
+  const { noBase } = from;
+  const source = noBase === undefined ? begun : { ...begun, fullBecause: noBase };
   await world.keepFiles(input.backupId, source.files);
   await world.begun(input.backupId, source);
   const labels = { ...source.labels, [hypervisorLabel]: from.hypervisorId };
   const lean = { ...source, labels, files: [] };
   return {
     detail: `${source.kind}, ${plural(source.disks.length, 'disk')}, ${source.consistency}-consistent`,
-    takenAtMs,
+    takenAtMs: source.takenAtMs ?? takenAtMs,
+    places: places.map((place) => ({ ...place })),
     warnings: [...(source.warnings ?? [])],
     source: JSON.stringify(lean),
   };
+}
+
+/** What Begin left. */
+interface Begun {
+  readonly takenAtMs: number;
+  readonly source?: string;
+  readonly places?: readonly BackupPlace[];
+}
+
+async function takeTurn(
+  world: BackupWorld,
+  { input, signal }: Context,
+  places: readonly BackupPlace[],
+  hasBegun: boolean,
+): Promise<void> {
+  const { backupId } = input;
+  const waits = (because: string) => world.waits(backupId, because);
+  try {
+    await world.turns.enter(backupId, places, { hasBegun, signal, waits });
+  } finally {
+    world.waits(backupId, null);
+  }
 }
 
 async function end(
@@ -117,7 +165,7 @@ async function end(
   const { from } = input;
   if (from.kind === 'files') return;
   const hypervisor = await world.hypervisor(from.hypervisorId);
-  await hypervisor.endBackup(input.machine.id, input.backupId, outcome);
+  await hypervisor.endBackup(managedIdOf(input), input.backupId, outcome);
   await world.dropFiles(input.backupId);
 }
 
@@ -126,6 +174,7 @@ async function end(
  * backup goes on from, and has to stay.
  */
 async function takeBack(world: BackupWorld, context: Context): Promise<void> {
+  world.turns.leave(context.input.backupId);
   try {
     await end(world, context, context.result('Read') === undefined ? 'failed' : 'stored');
   } catch (error) {
@@ -137,14 +186,19 @@ async function takeBack(world: BackupWorld, context: Context): Promise<void> {
 
 async function read(world: BackupWorld, context: Context): Promise<Json> {
   const { input } = context;
-  const begun = context.result('Begin') as { takenAtMs: number; source?: string };
-  const spec = await jobSpec(world, input, begun);
-  const view = await patiently(world, context.signal, async () =>
-    runJob(await world.proxy(input.proxy), spec, context.signal, (job) => {
-      world.progress(input.backupId, job);
-      context.progress({ done: job.doneBytes, total: job.totalBytes, unit: 'bytes' });
-    }),
-  );
+  // Written by `begin` of the same release's journal.
+  const begun = context.result('Begin') as unknown as Begun;
+  await takeTurn(world, context, begun.places ?? [], true);
+  const source = sourceOf(begun);
+  let view: JobView;
+  try {
+    view = await runRead(world, context, begun, source);
+  } catch (error) {
+    const whole = await wholeInstead(world, context, source, error);
+    if (whole === undefined) throw error;
+    await world.begun(input.backupId, whole);
+    view = await runRead(world, context, begun, whole);
+  }
   if (view.result?.kind !== 'saveset') throw new RouseError('internal', 'no saveset was made');
   const { saveset } = view.result;
   await world.savesetStored(saveset, input.proxy);
@@ -159,23 +213,66 @@ async function read(world: BackupWorld, context: Context): Promise<Json> {
   };
 }
 
+function sourceOf({ source = '{}' }: Begun): BackupSource {
+  return JSON.parse(source) as BackupSource;
+}
+
+function runRead(
+  world: BackupWorld,
+  context: Context,
+  begun: Begun,
+  source: BackupSource,
+): Promise<JobView> {
+  const { input, signal } = context;
+  return patiently(world, signal, async () =>
+    runJob(
+      await world.proxy(input.proxy),
+      () => jobSpec(world, input, begun, source),
+      signal,
+      (job) => {
+        world.progress(input.backupId, job);
+        context.progress({ done: job.doneBytes, total: job.totalBytes, unit: 'bytes' });
+      },
+    ),
+  );
+}
+
+/**
+ * When what changed turns out to be unreadable only while it is read, the same point in time is
+ * read whole. What another try may mend is left to it.
+ */
+async function wholeInstead(
+  world: BackupWorld,
+  { input, signal }: Context,
+  source: BackupSource,
+  error: unknown,
+): Promise<BackupSource | undefined> {
+  const doubts = ['corrupt-data', 'not-found', 'forbidden', 'hypervisor-unsupported'] as const;
+  const isDoubt = doubts.some((code) => isRouseError(error, code));
+  if (!isDoubt || signal.aborted || source.kind !== 'incremental') return undefined;
+  if (input.from.kind === 'files' || !isRouseError(error)) return undefined;
+  const hypervisor = await world.hypervisor(input.from.hypervisorId);
+  return hypervisor.readWhole?.(source, `what changed could not be read: ${error.message}`);
+}
+
 /**
  * Disks of a machine that is off and that are no files do not show that they were written to
  * (proxy/runner.ts refuses those that do): only that the machine runs now.
  */
 async function poweredOnWarning(
   world: BackupWorld,
-  { from, machine }: BackupInput,
-  begun: { source?: string },
+  input: BackupInput,
+  begun: Begun,
 ): Promise<string | undefined> {
+  const { from, machine } = input;
   if (from.kind === 'files') return undefined;
-  const { consistency, disks } = JSON.parse(begun.source ?? '{}') as BackupSource;
+  const { consistency, disks } = sourceOf(begun);
   const cannotTell = disks.filter(({ access }) => access.via === 'file' && !access.stamp);
   if (consistency !== 'offline' || cannotTell.length === 0) return undefined;
   const names = cannotTell.map(({ name }) => name).join(', ');
   try {
     const hypervisor = await world.hypervisor(from.hypervisorId);
-    if ((await hypervisor.machine(machine.id)).power === 'off') return undefined;
+    if ((await hypervisor.machine(managedIdOf(input))).power === 'off') return undefined;
   } catch (error) {
     if (!isRouseError(error)) throw error;
     return `whether ${machine.name} stayed off while ${names} was read is not known: ${error.message}`;
@@ -186,7 +283,11 @@ async function poweredOnWarning(
   );
 }
 
-/** A proxy that restarts fails no backup: it is waited for. */
+const awayCodes: ReadonlySet<string> = new Set([
+  ...['proxy-unreachable', 'host-unreachable', 'hypervisor-unreachable'],
+]);
+
+/** A proxy or a hypervisor that restarts fails no backup: it is waited for. */
 async function patiently<T>(
   { clock }: BackupWorld,
   signal: AbortSignal,
@@ -196,17 +297,18 @@ async function patiently<T>(
     try {
       return await work();
     } catch (error) {
-      const isAway = isRouseError(error, 'proxy-unreachable');
-      if (!isAway || signal.aborted || attempt >= backupLimits.proxyAttemptsMax) throw error;
+      const isAway = isRouseError(error) && awayCodes.has(error.code);
+      if (!isAway || signal.aborted || attempt >= takingLimits.proxyAttemptsMax) throw error;
     }
-    await clock.sleep(backupLimits.proxyPauseMs, signal);
+    await clock.sleep(takingLimits.proxyPauseMs, signal);
   }
 }
 
 async function jobSpec(
   world: BackupWorld,
   input: BackupInput,
-  begun: { takenAtMs: number; source?: string },
+  begun: Begun,
+  source: BackupSource,
 ): Promise<JobSpec> {
   const common = {
     id: input.backupId,
@@ -224,13 +326,13 @@ async function jobSpec(
       ...(from.nvram === null ? {} : { nvram: from.nvram }),
     };
   }
-  // Written by `begin` of the same release's journal.
-  const source = JSON.parse(begun.source ?? '{}') as BackupSource;
   const files = await world.keptFiles(input.backupId);
+  const pass = await (await world.hypervisor(from.hypervisorId)).backupPass?.();
   return {
     kind: 'backup',
     ...common,
     source: { ...source, files },
+    ...(pass === undefined ? {} : { pass }),
     ...(from.base === null ? {} : { baseSavesetId: from.base.savesetId }),
   };
 }
@@ -251,12 +353,12 @@ async function finish(world: BackupWorld, context: Context): Promise<Json> {
       await end(world, context, 'stored');
       return { detail: 'nothing is left at the hypervisor' };
     } catch (error) {
-      if (attempt >= backupLimits.finishAttemptsMax) {
+      if (attempt >= takingLimits.finishAttemptsMax) {
         const why = error instanceof Error ? error.message : String(error);
         const warning = `the backup is stored, but its job at the hypervisor did not end: ${why}`;
         return { detail: warning, warning };
       }
     }
-    await world.clock.sleep(backupLimits.finishPauseMs, context.signal);
+    await world.clock.sleep(takingLimits.finishPauseMs, context.signal);
   }
 }

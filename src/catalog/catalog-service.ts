@@ -74,7 +74,7 @@ export class MachineCatalog implements CatalogService {
   async findOnHypervisor(
     reference: string,
     hypervisor: string | undefined,
-  ): Promise<{ id: string; name: string; hypervisorId: string }> {
+  ): Promise<{ id: string; name: string; hypervisorId: string; managedId: string }> {
     const only =
       hypervisor === undefined ? undefined : (await this.#desk.hypervisors.row(hypervisor)).id;
     const known = await this.#known(only);
@@ -85,7 +85,8 @@ export class MachineCatalog implements CatalogService {
       });
     }
     const machine = pick('machine', reference, running, 'rouse machines');
-    return { id: machine.id, name: machine.name, hypervisorId: machine.hypervisor!.id };
+    const { id, name, summary } = machine;
+    return { id, name, hypervisorId: machine.hypervisor!.id, managedId: summary?.id ?? id };
   }
 
   async savesets(filter: SavesetFilter): Promise<readonly SavesetView[]> {

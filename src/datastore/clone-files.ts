@@ -3,6 +3,7 @@ import type { Clock } from '../lib/clock.ts';
 import type { Files } from '../lib/files.ts';
 import type { Random } from '../lib/random.ts';
 import { diskDescriptor } from './disk-descriptor.ts';
+import { flatName } from './disk-names.ts';
 import type { NodeRecord } from './file-nodes.ts';
 import { FileTable, type TableChange } from './file-table.ts';
 import { PlainFiles } from './plain-files.ts';
@@ -17,7 +18,7 @@ export async function makeFirstFiles(
   directory: string,
   spec: {
     readonly folder: string;
-    readonly disks: readonly { readonly name: string; readonly root: DiskRoot }[];
+    readonly disks: readonly { readonly file: string; readonly root: DiskRoot }[];
     readonly files: readonly { readonly name: string; readonly bytes: Uint8Array }[];
   },
 ): Promise<void> {
@@ -44,12 +45,12 @@ export async function makeFirstFiles(
   };
   const contents: { readonly id: number; readonly bytes: Uint8Array }[] = [];
   for (const { name, bytes } of spec.files) contents.push({ id: add(name, {}), bytes });
-  for (const [disk, { name, root: diskRoot }] of spec.disks.entries()) {
-    const flatName = `${name}-flat.vmdk`;
+  for (const [disk, { file, root: diskRoot }] of spec.disks.entries()) {
+    const flat = flatName(file);
     const uuid = around.random.uuid();
-    const text = diskDescriptor({ flatName, sizeBytes: diskRoot.sizeBytes, uuid });
-    contents.push({ id: add(`${name}.vmdk`, {}), bytes: Buffer.from(text) });
-    add(flatName, { kind: 'disk', disk, mode: 0o600 });
+    const text = diskDescriptor({ flatName: flat, sizeBytes: diskRoot.sizeBytes, uuid });
+    contents.push({ id: add(`${file}.vmdk`, {}), bytes: Buffer.from(text) });
+    add(flat, { kind: 'disk', disk, mode: 0o600 });
   }
   await files.makeDirectory(`${directory}/files`);
   const plain = new PlainFiles(files, `${directory}/files`, async () => undefined);

@@ -10,7 +10,12 @@ export interface CloneRecord {
   readonly savesetId: string;
   /** The machine's folder in the export. */
   readonly folder: string;
-  readonly disks: readonly { readonly name: string; readonly root: DiskRoot }[];
+  readonly disks: readonly {
+    readonly name: string;
+    readonly root: DiskRoot;
+    /** What its files are called (disk-names.ts); in older clones as the disk. */
+    readonly file?: string;
+  }[];
   /** Configuration files of the saveset, as they are named in the folder. */
   readonly files: readonly string[];
   /** fattr3.fsid, decimal. */

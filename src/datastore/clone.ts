@@ -20,6 +20,7 @@ import { Stable, type FileId, type FileSystem } from '../nfs/file-system.ts';
 import type { DiskRoot, SavesetWriter, VaultDisk } from '../vault/api.ts';
 import { readRecord, recordName, writeRecord, type CloneRecord } from './clone-record.ts';
 import { makeFirstFiles } from './clone-files.ts';
+import { diskFileNames, flatName } from './disk-names.ts';
 import { ExportFileSystem } from './export-file-system.ts';
 import { FileTable } from './file-table.ts';
 import type { LayerTuning } from './layer-surroundings.ts';
@@ -83,13 +84,17 @@ export async function createClone(
   await files.makeDirectory(clones);
   await removeTree(files, fresh);
   await files.makeDirectory(fresh);
+  const fileNames = diskFileNames(spec.disks.map(({ name }) => name));
+  const disks = spec.disks.map(({ name, root }, index) => {
+    return { name, root, file: fileNames[index] ?? name };
+  });
   const record: CloneRecord = {
     format: 1,
     cloneId: spec.cloneId,
     mtree: spec.mtree,
     savesetId: spec.savesetId,
     folder: spec.folder,
-    disks: spec.disks.map(({ name, root }) => ({ name, root })),
+    disks,
     files: spec.files.map(({ name }) => name),
     fsid: String(random.bytes(8).readBigUInt64LE() >> 1n),
     generation: random.bytes(4).readUInt32LE() >>> 1,
@@ -100,7 +105,7 @@ export async function createClone(
     { ...around, times: new TimeSource(clock), onDamage: () => undefined },
     `${fresh}/layer`,
   );
-  await makeFirstFiles(around, fresh, spec);
+  await makeFirstFiles(around, fresh, { ...spec, disks });
   await writeRecord(files, fresh, record);
   await files.syncDirectory(fresh);
   await files.rename(fresh, directory);
@@ -245,8 +250,8 @@ export class Clone {
     readonly path: string;
     readonly sizeBytes: number;
   }[] {
-    return this.record.disks.map(({ name, root }) => {
-      const path = `${this.record.folder}/${flatName(name)}`;
+    return this.record.disks.map(({ name, root, file }) => {
+      const path = `${this.record.folder}/${flatName(file ?? name)}`;
       return { name, path, sizeBytes: root.sizeBytes };
     });
   }
@@ -347,10 +352,6 @@ export class Clone {
     }
     return { directory, name };
   }
-}
-
-export function flatName(disk: string): string {
-  return `${disk}-flat.vmdk`;
 }
 
 const newSuffix = '.new';

@@ -1,4 +1,5 @@
 import type { RouseError } from '../errors.ts';
+import type { Extent, ReadableDisk } from '../lib/disk.ts';
 
 /**
  * A hypervisor manager: vCenter, one ESXi host, or one libvirt. Ids are the manager's own, opaque
@@ -69,6 +70,12 @@ export interface Hypervisor {
   beginBackup(spec: BackupSpec): Promise<BackupSource>;
   /** Ends a backup job and gives back what it holds; no error when there is none. */
   endBackup(machineId: string, token: string, outcome: 'stored' | 'failed'): Promise<void>;
+  /** What reading that machine's disks is a load for: as many backups at once as each bears. */
+  backupPlaces?(machineId: string): Promise<readonly BackupPlace[]>;
+  /** What the source's disks are read with; missing where they are open to every proxy. */
+  backupPass?(): Promise<BackupPass>;
+  /** The same point in time, to be read whole, because what changed cannot be had. Pure. */
+  readWhole?(source: BackupSource, because: string): BackupSource;
   /** Directory or datastore access for a full restore: where new disks may be written. */
   createDisk(datastoreId: string, spec: CreateDiskSpec): Promise<DiskTarget>;
   removeDisk(target: DiskTarget): Promise<void>;
@@ -292,12 +299,58 @@ export interface BackupSpec {
   readonly scratchDirectory: string;
 }
 
+/** A host or a datastore that bears only so many backups at once. */
+export interface BackupPlace {
+  readonly kind: 'host' | 'datastore';
+  readonly id: string;
+  readonly name: string;
+}
+
+/**
+ * What lets a proxy read a source's disks, made for the moment. A secret: handed to the proxy, never
+ * written down, never logged.
+ */
+export interface BackupPass {
+  readonly url: string;
+  /** Of the manager's certificate: SHA-256, or PEM of who issued it. */
+  readonly trust: { readonly fingerprint: string } | { readonly authority: string };
+  /** A ticket that opens one session, once; or a session that is shared. */
+  readonly session: { readonly ticket: string } | { readonly cookie: string };
+}
+
+/** Reads the disks of sources for a proxy, in a session of its own. */
+export interface BackupReader {
+  /** Downloads of a snapshot's disks; kept open until it is ended. */
+  lease(disks: readonly NfcAccess[], signal: AbortSignal): Promise<BackupLease>;
+  /** A flat file by ranges, and what of it changed since the change id. */
+  folderDisk(disk: BackupDiskSource, access: FolderAccess, signal: AbortSignal): ChangedDisk;
+  close(): Promise<void>;
+}
+
+export interface BackupLease {
+  /** A streamOptimized VMDK as it comes. */
+  download(access: NfcAccess, signal: AbortSignal): AsyncIterable<Uint8Array>;
+  /** For people who look at the manager's list of tasks. */
+  progress(share: number): void;
+  /** Never fails: what was read is read. */
+  end(outcome: 'complete' | 'abort'): Promise<void>;
+}
+
+export interface ChangedDisk extends ReadableDisk {
+  changes(offset: number, length: number): Promise<readonly Extent[]>;
+}
+
+export type NfcAccess = Extract<BackupDiskSource['access'], { via: 'nfc' }>;
+export type FolderAccess = Extract<BackupDiskSource['access'], { via: 'folder' }>;
+
 /** A consistent point of a machine's disks, readable until `endBackup`. */
 export interface BackupSource {
   readonly token: string;
   readonly machine: MachineDetail;
   readonly consistency: 'crash' | 'filesystem' | 'offline';
   readonly kind: 'full' | 'incremental';
+  /** When that point was, if it was there before it was asked for: found again after a crash. */
+  readonly takenAtMs?: number;
   /** Why it is full although an incremental was asked for. */
   readonly fullBecause?: string;
   readonly disks: readonly BackupDiskSource[];
@@ -330,6 +383,24 @@ export interface BackupDiskSource {
         readonly format: string;
         /** Of the file when the backup began (lib/file-stamp.ts); none: it cannot tell. */
         readonly stamp?: string;
+      }
+    | {
+        /** Downloaded whole from a snapshot, under a lease; with a `BackupPass`. */
+        readonly via: 'nfc';
+        readonly snapshot: string;
+        /** VirtualDevice.key. */
+        readonly key: number;
+      }
+    | {
+        /** Ranges of the frozen flat file over HTTP; with a `BackupPass`. */
+        readonly via: 'folder';
+        readonly machine: string;
+        readonly snapshot: string;
+        readonly key: number;
+        /** `/folder/web01/web01-flat.vmdk?dcPath=…&dsName=…` */
+        readonly path: string;
+        /** Of the last backup: what changed since then is read. */
+        readonly changeId: string;
       };
 }
 

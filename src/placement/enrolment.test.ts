@@ -21,6 +21,7 @@ import { linkLimits } from '../proxy/link-limits.ts';
 import { listenForRemoteServer, type SecureListener } from '../proxy/listen.ts';
 import { ServerLink } from '../proxy/server-link.ts';
 import { readToken } from '../proxy/token.ts';
+import { wireVersion } from '../proxy/wire.ts';
 import { FakeClock } from '../testing/fake-clock.ts';
 import { MemoryProxy } from '../testing/memory-proxy.ts';
 import { ProxyDoor } from './door.ts';
@@ -249,7 +250,7 @@ test('a proxy of another wire version is told which side to update', async () =>
   await refused(older, 'wrong-state', /speaks version 0/, /Update Rouse on the proxy/);
   const newer = call(undefined, 'enrol', { ...joining, wire: 99, nowMs });
   await refused(newer, 'wrong-state', /speaks version 99/, /Update Rouse on the server/);
-  const nonsense = call(undefined, 'enrol', { ...joining, wire: 1, nowMs });
+  const nonsense = call(undefined, 'enrol', { ...joining, wire: wireVersion, nowMs });
   await refused(nonsense, 'bad-request', /not a certificate request/);
 });
 

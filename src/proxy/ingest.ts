@@ -25,23 +25,32 @@ export async function ingestDisks(
   blockBytes: number,
   progress: JobProgress,
 ): Promise<void> {
-  const report = new IngestReport(writer, disks, progress);
+  const report = new IngestReport(
+    writer,
+    disks.map(({ disk }) => disk),
+    progress,
+  );
   for (const disk of disks) {
     await ingestDisk(writer, disk, blockBytes, report);
   }
   report.tell();
 }
 
-class IngestReport {
+/** What a job tells of its disks while they are taken in. */
+export class IngestReport {
   #doneBytes = 0;
   readonly #totalBytes: number;
   readonly #writer: SavesetWriter;
   readonly #progress: JobProgress;
 
-  constructor(writer: SavesetWriter, disks: readonly IngestDisk[], progress: JobProgress) {
+  constructor(
+    writer: SavesetWriter,
+    disks: readonly { readonly sizeBytes: number }[],
+    progress: JobProgress,
+  ) {
     this.#writer = writer;
     this.#progress = progress;
-    this.#totalBytes = disks.reduce((sum, { disk }) => sum + disk.sizeBytes, 0);
+    this.#totalBytes = disks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
   }
 
   get signal(): AbortSignal {

@@ -4,7 +4,8 @@ import type { JobSpec, JobView, Proxy } from './port.ts';
 
 /**
  * Starts a proxy's job and follows it to its end. A proxy that was restarted has forgotten it:
- * then it is started again, and what was stored is reused.
+ * then it is started again, and what was stored is reused. A spec that holds a pass is made anew for
+ * each start.
  *
  * Cancelled, the job is ended at the proxy; if it was done by then, that is the answer, because
  * what is stored stays stored. A server that shuts down only stops looking: the job goes on, and
@@ -12,16 +13,17 @@ import type { JobSpec, JobView, Proxy } from './port.ts';
  */
 export async function runJob(
   proxy: Proxy,
-  spec: JobSpec,
+  spec: JobSpec | (() => Promise<JobSpec>),
   signal: AbortSignal,
   onProgress: (view: JobView) => void,
 ): Promise<JobView> {
   signal.throwIfAborted();
-  let view = await proxy.startJob(spec);
+  const start = async () => proxy.startJob(typeof spec === 'function' ? await spec() : spec);
+  let view = await start();
   while (view.state === 'running') {
     onProgress(view);
     if (signal.aborted) view = await endJob(proxy, view, signal);
-    else view = await next(proxy, spec, view, signal);
+    else view = await next(proxy, start, view, signal);
   }
   onProgress(view);
   if (view.state === 'done') return view;
@@ -31,7 +33,7 @@ export async function runJob(
 /** The job's news; the view as it was, at once, when the signal aborts meanwhile. */
 async function next(
   proxy: Proxy,
-  spec: JobSpec,
+  start: () => Promise<JobView>,
   view: JobView,
   signal: AbortSignal,
 ): Promise<JobView> {
@@ -39,11 +41,11 @@ async function next(
   const onAbort = () => aborted.resolve(view);
   signal.addEventListener('abort', onAbort, { once: true });
   try {
-    const news = proxy.job(spec.id, proxyLimits.jobPollMs, view.version);
+    const news = proxy.job(view.id, proxyLimits.jobPollMs, view.version);
     return await Promise.race([news, aborted.promise]);
   } catch (error) {
     if (!isRouseError(error, 'not-found') || signal.aborted) throw error;
-    return await proxy.startJob(spec);
+    return await start();
   } finally {
     signal.removeEventListener('abort', onAbort);
   }

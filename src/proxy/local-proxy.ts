@@ -29,7 +29,7 @@ import { wireVersion } from './wire.ts';
  */
 export interface LocalProxyParts extends Pick<
   RunnerParts,
-  'openFile' | 'openNbd' | 'createTarget'
+  'openFile' | 'openNbd' | 'openReader' | 'createTarget'
 > {
   readonly name: string;
   readonly version: string;
@@ -56,6 +56,7 @@ export class LocalProxy implements Proxy {
       vault: parts.vault,
       openFile: parts.openFile,
       openNbd: parts.openNbd,
+      openReader: parts.openReader,
       createTarget: parts.createTarget,
       sealClone: (cloneId, writer, takenAtMs, labels, progress) =>
         parts.clones.seal(cloneId, writer, takenAtMs, labels, progress),

@@ -1,4 +1,4 @@
-import type { BackupSource } from '../hypervisors/port.ts';
+import type { BackupPass, BackupSource } from '../hypervisors/port.ts';
 import type { Mtree, RescanReport, Saveset, VaultStats, VerifyReport } from '../vault/api.ts';
 
 /**
@@ -138,6 +138,8 @@ export type JobSpec =
       readonly source: BackupSource;
       readonly baseSavesetId?: string;
       readonly takenAtMs: number;
+      /** A secret of the moment; never kept. */
+      readonly pass?: BackupPass;
     }
   | {
       readonly kind: 'import';

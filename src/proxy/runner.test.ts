@@ -50,6 +50,7 @@ async function backUp(meanwhile: () => Promise<void>, isFile = true) {
       return disk;
     },
     openNbd: () => assert.fail('no NBD here'),
+    openReader: () => assert.fail('no session here'),
     createTarget: () => assert.fail('nothing is restored'),
     sealClone: () => assert.fail('nothing is sealed'),
     mtreeOf: () => assert.fail('there is no clone'),

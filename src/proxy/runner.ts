@@ -1,12 +1,12 @@
 import * as fs from 'node:fs/promises';
 import * as path from 'node:path';
 import { RouseError, toRouseError } from '../errors.ts';
-import type { BackupDiskSource } from '../hypervisors/port.ts';
+import type { BackupDiskSource, BackupPass, BackupReader } from '../hypervisors/port.ts';
 import type { DiskOutput } from '../formats/disk-output.ts';
-import { fileStamp } from '../lib/file-stamp.ts';
 import type { Extent, ReadableDisk } from '../lib/disk.ts';
 import { proxyLimits } from '../limits.ts';
-import type { Saveset, SavesetHeader, SavesetWriter, Vault } from '../vault/api.ts';
+import type { Saveset, SavesetWriter, Vault } from '../vault/api.ts';
+import { backup } from './backup-job.ts';
 import { type IngestDisk, ingestDisks } from './ingest.ts';
 import type { JobProgress, JobRunner } from './jobs.ts';
 import type { JobResult, JobSpec } from './port.ts';
@@ -23,6 +23,8 @@ export interface RunnerParts {
   readonly vault: Vault;
   openFile(path: string, format: string | undefined): Promise<ReadableDisk>;
   openNbd(access: NbdAccess): Promise<NbdDisk>;
+  /** A session at a manager whose disks are not open to everyone. */
+  openReader(pass: BackupPass): Promise<BackupReader>;
   createTarget(path: string, format: 'raw' | 'qcow2', sizeBytes: number): Promise<DiskOutput>;
   sealClone(
     cloneId: string,
@@ -36,7 +38,7 @@ export interface RunnerParts {
 }
 
 /** The label by which a repeated job finds the saveset that it stored before it was interrupted. */
-const jobLabel = 'rouse.job';
+export const jobLabel = 'rouse.job';
 
 export function createRunner(parts: RunnerParts): JobRunner {
   return async (spec, progress) => {
@@ -107,77 +109,6 @@ async function take(
         progress,
       );
   }
-}
-
-async function backup(
-  parts: RunnerParts,
-  spec: Extract<JobSpec, { kind: 'backup' }>,
-  writer: SavesetWriter,
-  progress: JobProgress,
-): Promise<Saveset> {
-  const { source } = spec;
-  const base =
-    source.kind === 'incremental' && spec.baseSavesetId !== undefined
-      ? await parts.vault.saveset(spec.baseSavesetId)
-      : undefined;
-  await refuseChanged(source.disks);
-  const disks: IngestDisk[] = [];
-  try {
-    for (const disk of source.disks) disks.push(await openSource(parts, disk, base));
-    await ingestDisks(writer, disks, parts.vault.blockBytes, progress);
-  } finally {
-    await Promise.all(disks.map(({ disk }) => disk.close()));
-  }
-  for (const file of source.files) await writer.file(file.name, Buffer.from(file.base64, 'base64'));
-  const header: SavesetHeader = {
-    machine: spec.machine,
-    takenAtMs: spec.takenAtMs,
-    kind: base === undefined ? 'full' : 'incremental',
-    consistency: source.consistency,
-    labels: { ...source.labels, [jobLabel]: spec.id },
-    ...(base === undefined ? {} : { basedOn: base.id }),
-  };
-  await refuseChanged(source.disks);
-  progress.signal.throwIfAborted();
-  return writer.seal(header);
-}
-
-/** Files of a machine that is off: whoever wrote to one meanwhile made a mix of two states of it. */
-async function refuseChanged(disks: readonly BackupDiskSource[]): Promise<void> {
-  for (const { name, access } of disks) {
-    if (access.via !== 'file' || access.stamp === undefined) continue;
-    const now = await fileStamp(access.path).catch((error: unknown) => {
-      throw toRouseError(error, access.path);
-    });
-    if (now === access.stamp) continue;
-    throw new RouseError(
-      'wrong-state',
-      `disk ${name} changed while the machine was backed up as powered off: ${access.path}`,
-      {
-        advice:
-          'It was powered on meanwhile, or something else writes to its disk. Back it up again: a ' +
-          'running machine is read as of one moment.',
-      },
-    );
-  }
-}
-
-async function openSource(
-  parts: RunnerParts,
-  from: BackupDiskSource,
-  base: Saveset | undefined,
-): Promise<IngestDisk> {
-  const { access } = from;
-  if (access.via === 'file') {
-    const disk = await parts.openFile(access.path, access.format);
-    return { name: from.name, source: from.source, disk };
-  }
-  const disk = await parts.openNbd(access);
-  const before = base?.disks.find(({ name }) => name === from.name)?.root;
-  const plain = { name: from.name, source: from.source, disk };
-  if (before === undefined || before.sizeBytes !== disk.sizeBytes) return plain;
-  const changes = disk.changes?.bind(disk);
-  return changes === undefined ? plain : { ...plain, base: before, changes };
 }
 
 async function importFiles(

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { proxyLimits } from '../limits.ts';
+import { catalogLimits, proxyLimits } from '../limits.ts';
 import type { BackupSource } from '../hypervisors/port.ts';
 import type { JobSpec } from './port.ts';
 
@@ -8,7 +8,7 @@ import type { JobSpec } from './port.ts';
  * problem (RFC 9457). Bytes travel as base64. One schema per call; both ends use this table.
  */
 /** Grows when an older release would misread what a newer one says. */
-export const wireVersion = 1;
+export const wireVersion = 2;
 
 const name = z.string().min(1).max(255);
 const path = z.string().min(1).max(4096);
@@ -22,6 +22,16 @@ const backupSource = z.custom<BackupSource>(
   'a backup source is expected',
 );
 
+const secret = z.string().min(1).max(4096);
+const backupPass = z.object({
+  url: path,
+  trust: z.union([
+    z.object({ fingerprint: name }),
+    z.object({ authority: z.string().max(catalogLimits.authorityBytesMax) }),
+  ]),
+  session: z.union([z.object({ ticket: secret }), z.object({ cookie: secret })]),
+});
+
 const importDisk = z.object({ name, path, format: name.exactOptional() });
 const restoreDisk = z.object({ name, path, format: z.enum(['raw', 'qcow2']) });
 
@@ -34,6 +44,7 @@ export const jobSpec: z.ZodType<JobSpec> = z.discriminatedUnion('kind', [
     source: backupSource,
     baseSavesetId: name.exactOptional(),
     takenAtMs: time,
+    pass: backupPass.exactOptional(),
   }),
   z.object({
     kind: z.literal('import'),

@@ -139,6 +139,7 @@ export function stubBackup(id: string, machine: string, more: Partial<Backup> = 
     kind: 'full',
     fullBecause: 'this machine has no saveset yet',
     consistency: 'crash',
+    waitsFor: null,
     doneBytes: 0,
     totalBytes: 4 * GiB,
     newBytes: 0,

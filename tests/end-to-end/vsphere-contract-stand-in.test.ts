@@ -53,11 +53,11 @@ hypervisorContract('vsphere, on the stand-in', async () => {
     clock: systemClock,
   });
   const files = new MemoryFileSystem({ clock: systemClock, capacityBytes: 64 << 20 });
-  const flatName = 'scsi0:0-flat.vmdk';
+  const flatName = 'scsi0-0-flat.vmdk';
   const uuid = '99999999-8888-4777-8666-555555555555';
   const descriptor = diskDescriptor({ flatName, sizeBytes: guestDiskBytes, uuid });
   files.put(`/source/${flatName}`, await guestDisk());
-  files.put('/source/scsi0:0.vmdk', Buffer.from(descriptor));
+  files.put('/source/scsi0-0.vmdk', Buffer.from(descriptor));
   const nfs = await startServer();
   const path = '/default/Recover-test-1';
   const clients = [esx1.ipv4, esx1.ipv6];
@@ -81,7 +81,7 @@ hypervisorContract('vsphere, on the stand-in', async () => {
     sourceMachineId: idOf(inventory.machines, 'source'),
     slowBytesPerSecond: 1 << 20,
     scratchDirectory: join(directory, 'scratch'),
-    refuses: ['backup', 'createDisk'],
+    refuses: ['createDisk'],
     guardsProduction: true,
     place: async ({ fileName, text, extraFiles = [] }) => {
       files.put(`/source/${fileName}`, Buffer.from(text));

@@ -232,7 +232,7 @@ describe('clean-up', () => {
     await driver.client.call('UnregisterVM', { type: 'VirtualMachine', id: ours });
     const place = { server: '', path: '', nfsPort: 0, mountPort: 0 };
     const datastore = { name: `rouse-${id}`, ...place };
-    const path = 'web01/scsi0:0-flat.vmdk';
+    const path = 'web01/scsi0-0-flat.vmdk';
     const disk = { datastore, path, sizeBytes: 1 << 20, serial: 'theirs' };
     const device = await driver.attachDisk(theirs, disk);
     await story.recoveries.cancel(id, { keepWrites: false });

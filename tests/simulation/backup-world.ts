@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { Backups, type BackupDesk } from '#src/backup/service.ts';
 import { backupWorkflow, type BackupWorld } from '#src/backup/taking.ts';
 import type { Backup } from '#src/backup/schema.ts';
+import { BackupTurns } from '#src/backup/turns.ts';
 import { openCatalog } from '#src/catalog/catalog.ts';
 import { type Database, openDatabase } from '#src/database/database.ts';
 import { RouseError } from '#src/errors.ts';
@@ -171,7 +172,8 @@ export class BackupScene {
 
 const LanguageProxy = globalThis.Proxy;
 
-function mortal<T extends object>(target: T, meet: () => Promise<void>): T {
+/** A thing whose every call may be the last thing that a server does. */
+export function mortal<T extends object>(target: T, meet: () => Promise<void>): T {
   return new LanguageProxy(target, {
     get(object, name) {
       const value: unknown = Reflect.get(object, name, object);
@@ -193,6 +195,8 @@ interface ServerParts {
   readonly proxy: Proxy;
   readonly kept: Map<string, BackupSource['files']>;
   readonly died: Promise<'died'>;
+  /** The id of a machine of that name; default as of MemoryHypervisor. */
+  readonly machineId?: (name: string) => string;
 }
 
 export class BackupServer {
@@ -223,7 +227,10 @@ export class BackupServer {
       rows: catalog.backups,
       transaction: (work) => database.transaction(work),
       scratchDirectory: '/scratch',
-      findMachine: async (name) => ({ id: `uuid-of-${name}`, name, hypervisorId: 'memory' }),
+      findMachine: async (name) => {
+        const id = parts.machineId?.(name) ?? `uuid-of-${name}`;
+        return { id: `uuid-of-${name}`, name, hypervisorId: 'memory', managedId: id };
+      },
       hypervisorName: async () => 'memory',
       proxy: async () => 'local',
       savesetsOf: (machineId) => catalog.savesets.list({ machineId }),
@@ -233,13 +240,16 @@ export class BackupServer {
     const backups = new Backups(desk);
     const world: BackupWorld = {
       clock,
+      turns: new BackupTurns(),
+      waits: (id, because) => backups.waits(id, because),
       proxy: async () => proxy,
       hypervisor: async () => hypervisor,
       keepFiles: async (id, files) => void kept.set(id, files),
       keptFiles: async (id) => kept.get(id) ?? [],
       dropFiles: async (id) => void kept.delete(id),
       savesetStored: (saveset) => catalog.savesets.put(saveset),
-      begun: (id, { kind, consistency }) => catalog.backups.update(id, { kind, consistency }),
+      begun: (id, { kind, consistency, fullBecause = null }) =>
+        catalog.backups.update(id, { kind, consistency, fullBecause }),
       progress: (id, view) => backups.progress(id, view),
       settled: (run, input) => backups.settled(run, input),
     };

@@ -30,9 +30,11 @@ type front struct {
 	password string
 	// Cookies of those who have logged in and are still known, with their names.
 	sessions map[string]string
-	address  string
-	server   *http.Server
-	listen   func() (net.Listener, error)
+	// Tickets that open a session, once, with whose they are.
+	tickets map[string]string
+	address string
+	server  *http.Server
+	listen  func() (net.Listener, error)
 }
 
 // Calls of someone who has not logged in. RetrieveProperties is one of them in the simulator; a
@@ -82,11 +84,22 @@ func (f *front) scripted(out http.ResponseWriter, r *http.Request, method *simul
 	if strings.HasSuffix(method.Name, "_Task") {
 		f.w.script.callsFor(method.Name, method.This, f.userOf(r))
 	}
-	f.service.ServeSDK(out, r)
+	user := ""
 	switch method.Name {
+	case "AcquireCloneTicket":
+		f.giveTicket(out, f.userOf(r))
+	case "CloneSession":
+		user = f.cloneSession(out, r, method)
 	case "Login":
+		user = method.Body.(*types.Login).UserName
+		f.service.ServeSDK(out, r)
+	default:
+		f.service.ServeSDK(out, r)
+	}
+	switch method.Name {
+	case "Login", "CloneSession":
 		for _, cookie := range (&http.Response{Header: out.Header()}).Cookies() {
-			f.remember(cookie.Value, method.Body.(*types.Login).UserName)
+			f.remember(cookie.Value, user)
 		}
 	case "Logout":
 		if cookie, err := r.Cookie(soap.SessionCookieName); err == nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
@@ -69,23 +70,31 @@ func (w *world) newLease(m *machine, disks []*frozenDisk, own bool) *lease {
 		name := fmt.Sprintf("disk-%d.vmdk", index)
 		info.TotalDiskCapacityInKB += each.disk.sizeBytes / 1024
 		info.DeviceUrl = append(info.DeviceUrl, types.HttpNfcLeaseDeviceUrl{
-			Key:       fmt.Sprintf("/%s/VirtualLsiLogicController0:%d", m.Self.Value, index),
-			ImportKey: fmt.Sprintf("/%s/%d", m.Self.Value, each.disk.key),
+			Key:       fmt.Sprintf("/%s/%s", m.Self.Value, m.place(each.disk)),
+			ImportKey: fmt.Sprintf("/%s/%s", m.Self.Value, m.place(each.disk)),
 			Url:       fmt.Sprintf("https://%s/nfc/%s/%s", w.address, l.token(), name),
 			Disk:      types.NewBool(true), TargetId: name, SslThumbprint: w.thumbprint,
 			DatastoreKey: each.disk.store.self.Value, FileSize: each.disk.sizeBytes,
 		})
 	}
 	simulator.Map.Put(l)
-	// It is ready a little later, as on ESXi: clients wait for it.
-	time.AfterFunc(100*time.Millisecond, func() {
-		change(l, set("info", info), set("state", types.HttpNfcLeaseStateReady))
-	})
+	// It is ready a little later, as on ESXi: clients wait for it. Said again, as ends of tasks are.
+	for _, pause := range []time.Duration{100, 500, 2500} {
+		time.AfterFunc(pause*time.Millisecond, func() { l.open(info) })
+	}
 	l.timer = time.AfterFunc(time.Duration(seconds)*time.Second, func() {
 		words := "The lease has timed out."
 		l.end(types.HttpNfcLeaseStateError, fail(&types.Timedout{}, "%s", words))
 	})
 	return l
+}
+
+// place names a disk as keys of leases do: its controller's type and number, and its unit.
+func (m *machine) place(d *disk) string {
+	b, number, _ := busOf(d.controller)
+	model := m.vmx.get(fmt.Sprintf("%s%d.virtualDev", b.name, number))
+	kind := reflect.TypeOf(controllerOf(b.name, model, types.VirtualController{})).Elem().Name()
+	return fmt.Sprintf("%s%d:%d", kind, number, d.unit)
 }
 
 func (l *lease) token() string { return strings.NewReplacer("[", "", "]", "").Replace(l.Self.Value) }
@@ -103,6 +112,15 @@ func (l *lease) end(state types.HttpNfcLeaseState, reason *problem) {
 			_ = os.Remove(each.file)
 		}
 	}
+}
+
+func (l *lease) open(info types.HttpNfcLeaseInfo) {
+	simulator.Map.WithLock(l, func() {
+		if l.State == types.HttpNfcLeaseStateInitializing || l.State == types.HttpNfcLeaseStateReady {
+			ready := []types.PropertyChange{set("info", info), set("state", types.HttpNfcLeaseStateReady)}
+			simulator.Map.Update(l, ready)
+		}
+	})
 }
 
 func (l *lease) ready() bool {
@@ -161,6 +179,7 @@ func (w *world) serveLease(out http.ResponseWriter, r *http.Request) {
 		http.NotFound(out, r)
 		return
 	}
+	w.script.record(call{Method: "GET /nfc", Type: "http", Object: parts[1]})
 	made := filepath.Join(w.directory, w.id("stream")+".vmdk")
 	defer os.Remove(made)
 	convert := exec.Command("qemu-img", "convert", "-f", "raw", "-O", "vmdk",
@@ -176,12 +195,23 @@ func (w *world) serveLease(out http.ResponseWriter, r *http.Request) {
 	}
 	defer stream.Close()
 	out.Header().Set("Content-Type", "application/x-vnd.vmware-streamVmdk")
+	marred := w.script.mar("GET /nfc", out)
 	for l.ready() {
-		if _, err := io.CopyN(out, stream, 1<<20); err != nil {
+		if _, err := io.CopyN(marred, stream, 1<<20); err == errStalled {
+			waitForEnd(l, r)
+			break
+		} else if err != nil {
 			return
 		}
 	}
 	panic(http.ErrAbortHandler)
+}
+
+// waitForEnd keeps a connection open on which nothing comes any more.
+func waitForEnd(l *lease, r *http.Request) {
+	for l.ready() && r.Context().Err() == nil {
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 func (w *world) leaseCalled(token string) *lease {

@@ -96,7 +96,7 @@ func serve(w *world, o settings, spec *inventory) (*front, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	f := &front{w: w, service: service, sessions: map[string]string{}, address: o.address}
+	f := &front{w: w, service: service, sessions: map[string]string{}, tickets: map[string]string{}, address: o.address}
 	f.users, f.password = map[string]bool{o.user: true}, o.password
 	for _, each := range spec.Users {
 		f.users[each] = true

@@ -35,6 +35,11 @@ type scriptedFault struct {
 	DropAnswer bool `json:"dropAnswer"`
 	// The call itself fails, also where it would have made a task.
 	InCall bool `json:"inCall"`
+	// Of a download ("GET /nfc") or of a file ("GET /folder"): what becomes of it, and from which
+	// byte on. "cut" ends the connection, "stall" sends nothing more, "flip" turns one byte around,
+	// "whole" sends all of a file where a range was asked for, "refuse" answers 403.
+	How    string `json:"how"`
+	AtByte int64  `json:"atByte"`
 	seen   int
 }
 

@@ -27,7 +27,11 @@ func (f *front) serveFiles(out http.ResponseWriter, r *http.Request) {
 		return
 	}
 	query := r.URL.Query()
-	f.w.script.record(call{Method: r.Method + " " + r.URL.Path, Type: "http", Object: r.URL.RawQuery})
+	seen := call{Method: r.Method + " " + r.URL.Path, Type: "http", Object: r.URL.RawQuery}
+	if asked := r.Header.Get("Range"); asked != "" {
+		seen.Args = asked
+	}
+	f.w.script.record(seen)
 	switch {
 	case r.URL.Path == "/screen" && r.Method == http.MethodGet:
 		f.serveScreen(out, r, query.Get("id"))
@@ -132,6 +136,17 @@ func (w *world) getFile(out http.ResponseWriter, r *http.Request, s *store, file
 	if err != nil || info.IsDir() {
 		http.Error(out, fmt.Sprintf("%s is a directory", file), http.StatusForbidden)
 		return
+	}
+	if r.Header.Get("Range") != "" {
+		switch fault := w.script.next("GET /folder"); {
+		case fault != nil && fault.How == "refuse":
+			http.Error(out, "Datastore.Browse is missing", http.StatusForbidden)
+			return
+		case fault != nil && fault.How == "whole":
+			r.Header.Del("Range")
+		case fault != nil && fault.How == "cut":
+			panic(http.ErrAbortHandler)
+		}
 	}
 	http.ServeContent(out, r, "", time.Time{}, opened)
 }

@@ -1,5 +1,6 @@
 import { RouseError } from '../../errors.ts';
 import type { Clock } from '../../lib/clock.ts';
+import type { BackupPass } from '../port.ts';
 import { vsphereLimits } from './limits.ts';
 import { isFault, soapFault, VimFault } from './faults.ts';
 import { TrustedHttp } from './http.ts';
@@ -22,6 +23,8 @@ export interface VimOptions {
   readonly password: () => Promise<string>;
   readonly trust: Trust;
   readonly clock: Clock;
+  /** Instead of user and password: a session that another client of ours has. */
+  readonly pass?: BackupPass['session'];
 }
 
 export interface CallOptions {
@@ -31,6 +34,13 @@ export interface CallOptions {
   readonly bound?: boolean;
   /** Waits for news by design. */
   readonly isLong?: boolean;
+}
+
+export interface FetchOptions {
+  readonly only?: number;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly timeoutMs?: number;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Of ServiceContent: what there is to call, and who speaks. */
@@ -66,6 +76,8 @@ export class VimClient {
   #cookies = new Map<string, string>();
   #session: Promise<Session> | undefined;
   #refused: { readonly error: RouseError; readonly untilMs: number } | undefined;
+  /** A pass opens one session and no second one. */
+  #isPassUsed = false;
 
   constructor(options: VimOptions) {
     const url = new URL(options.url);
@@ -136,13 +148,14 @@ export class VimClient {
   }
 
   /** A file of a datastore, or a picture: GET with the session's cookie. */
-  async fetch(path: string, options: { readonly signal?: AbortSignal } = {}): Promise<HttpReply> {
+  async fetch(path: string, options: FetchOptions = {}): Promise<HttpReply> {
     const get = () =>
       this.http.call({
         method: 'GET',
         path,
-        headers: { Cookie: this.cookies() },
-        timeoutMs: vsphereLimits.fileTimeoutMs,
+        headers: { ...options.headers, Cookie: this.cookies() },
+        only: options.only,
+        timeoutMs: options.timeoutMs ?? vsphereLimits.fileTimeoutMs,
         replyBytesMax: vsphereLimits.fileBytesMax,
         signal: options.signal,
         repeatable: true,
@@ -155,6 +168,20 @@ export class VimClient {
     return get();
   }
 
+  /** For a client elsewhere: a session like this one; where none can be made, this one. */
+  async pass(): Promise<BackupPass['session']> {
+    const manager = await this.manager('sessionManager');
+    try {
+      const answer = await this.call('AcquireCloneTicket', manager);
+      const ticket = textAt(answer, 'returnval') ?? '';
+      if (ticket !== '') return { ticket };
+    } catch (error) {
+      // ESXi itself has no tickets.
+      if (!isFault(error, 'NotSupported', 'NotImplemented', 'MethodNotFound')) throw error;
+    }
+    return { cookie: this.cookies() };
+  }
+
   /** The session's cookies, for other requests to the same manager. */
   cookies(): string {
     return [...this.#cookies].map(([name, value]) => `${name}=${value}`).join('; ');
@@ -164,8 +191,10 @@ export class VimClient {
   async close(): Promise<void> {
     const session = this.#session;
     this.#session = undefined;
+    const { pass } = this.#options;
     try {
-      const known = await session;
+      // A session that is shared is its owner's to end.
+      const known = pass !== undefined && 'cookie' in pass ? undefined : await session;
       const manager = known && refAt(known.service.content, 'sessionManager');
       if (manager !== undefined) await this.#send('Logout', manager, [], { timeoutMs: 5_000 });
     } catch (error) {
@@ -203,6 +232,7 @@ export class VimClient {
     const service = await this.#serviceContent();
     const manager = refAt(service.content, 'sessionManager');
     if (manager === undefined) throw notVim(this.name, 'it has no session manager');
+    if (this.#options.pass !== undefined) return this.#enter(service, manager, this.#options.pass);
     const { user } = this.#options;
     const password = await this.#options.password();
     try {
@@ -221,6 +251,32 @@ export class VimClient {
       const untilMs = this.clock.monotonic() + vsphereLimits.refusedLoginMs;
       this.#refused = { error: refusal, untilMs };
       throw refusal;
+    }
+  }
+
+  /** SessionManager.CloneSession: its ticket is good once; or the cookie of a session that is shared. */
+  async #enter(service: Service, manager: Ref, pass: BackupPass['session']): Promise<Session> {
+    if (this.#isPassUsed) throw passedAway(this.name);
+    this.#isPassUsed = true;
+    if ('cookie' in pass) {
+      for (const pair of pass.cookie.split('; ')) {
+        const [name = '', ...value] = pair.split('=');
+        this.#cookies.set(name, value.join('='));
+      }
+      return { service, userName: '', key: '' };
+    }
+    try {
+      const answer = await this.#send(
+        'CloneSession',
+        manager,
+        [leaf('cloneTicket', pass.ticket)],
+        {},
+      );
+      const userName = textAt(answer, 'returnval.userName') ?? '';
+      return { service, userName, key: textAt(answer, 'returnval.key') ?? '' };
+    } catch (error) {
+      if (!isFault(error, 'InvalidLogin', 'NotAuthenticated')) throw error;
+      throw passedAway(this.name);
     }
   }
 
@@ -296,6 +352,13 @@ export class VimClient {
       if (name !== undefined) this.#cookies.set(name, value.trim());
     }
   }
+}
+
+/** Not `unauthorised`: another try with a new pass mends it. */
+function passedAway(name: string): RouseError {
+  return new RouseError('hypervisor-error', `the session at ${name} has ended`, {
+    advice: 'It is begun anew by itself; when it ends again and again, look at its log.',
+  });
 }
 
 /** The newest of them: who asks about a task does so while it runs. */

@@ -16,6 +16,8 @@ export interface Disk {
   readonly datastore: Ref | undefined;
   readonly diskMode: string;
   readonly backingType: string;
+  /** VirtualDeviceBackingInfo as it was told. */
+  readonly backing: VimNode | undefined;
 }
 
 export interface Controller {
@@ -38,6 +40,11 @@ const buses: Readonly<Record<string, Bus>> = {
   VirtualIDEController: 'ide',
   VirtualNVMEController: 'nvme',
 };
+
+/** `ParaVirtualSCSIController` -> `scsi`. */
+export function busOf(controllerType: string): Bus | undefined {
+  return buses[controllerType];
+}
 
 export function controllersOf(devices: VimNode | undefined): readonly Controller[] {
   return items(devices).flatMap((device) => {
@@ -70,6 +77,7 @@ export function disksOf(devices: VimNode | undefined): readonly Disk[] {
         datastore: refAt(backing, 'datastore'),
         diskMode: textAt(backing, 'diskMode') ?? 'persistent',
         backingType: backing?.type ?? 'VirtualDiskFlatVer2BackingInfo',
+        backing,
       };
     });
 }

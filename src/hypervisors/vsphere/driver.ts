@@ -1,6 +1,8 @@
 import { RouseError } from '../../errors.ts';
 import type {
   AttachSpec,
+  BackupPass,
+  BackupPlace,
   BackupSource,
   BackupSpec,
   ConfigureSpec,
@@ -23,6 +25,7 @@ import type {
   Traces,
 } from '../port.ts';
 import { attachDisk, detachDisk, guestDisks } from './attach.ts';
+import * as backup from './backup.ts';
 import { VimClient } from './client.ts';
 import type { VimOptions } from './client.ts';
 import { configureVmx, noFullRestore } from './configure.ts';
@@ -50,7 +53,10 @@ export class VsphereHypervisor implements Hypervisor {
   /** For what is built on top of this driver, such as backups. */
   readonly client: VimClient;
 
+  readonly #options: VimOptions;
+
   constructor(options: VimOptions) {
+    this.#options = options;
     this.client = new VimClient(options);
   }
 
@@ -134,17 +140,27 @@ export class VsphereHypervisor implements Hypervisor {
     return guestDisks(this.client, machineId);
   }
 
-  beginBackup(_spec: BackupSpec): Promise<BackupSource> {
-    return Promise.reject(
-      new RouseError('hypervisor-unsupported', 'machines of vSphere are not backed up directly', {
-        advice: 'Import their disks from files: rouse backup --file DISK.vmdk --config NAME.vmx',
-      }),
-    );
+  beginBackup(spec: BackupSpec): Promise<BackupSource> {
+    return backup.beginBackup(this.client, spec);
   }
 
-  /** None was begun. */
-  endBackup(_machineId: string, _token: string, _outcome: 'stored' | 'failed'): Promise<void> {
-    return Promise.resolve();
+  endBackup(machineId: string, token: string, _outcome: 'stored' | 'failed'): Promise<void> {
+    return backup.endBackup(this.client, machineId, token);
+  }
+
+  backupPlaces(machineId: string): Promise<readonly BackupPlace[]> {
+    return backup.backupPlaces(this.client, machineId);
+  }
+
+  async backupPass(): Promise<BackupPass> {
+    const { url, trust } = this.#options;
+    // Only a lease tells of SHA-1, and only of its hosts.
+    if ('thumbprint' in trust) throw new RouseError('internal', `${url} is trusted by SHA-1`);
+    return { url, trust, session: await this.client.pass() };
+  }
+
+  readWhole(source: BackupSource, because: string): BackupSource {
+    return backup.readWhole(source, because);
   }
 
   createDisk(_datastoreId: string, _spec: CreateDiskSpec): Promise<DiskTarget> {

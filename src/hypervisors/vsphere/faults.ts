@@ -31,6 +31,13 @@ export function isFault(error: unknown, ...types: readonly string[]): error is V
   return error instanceof VimFault && (types.length === 0 || types.includes(error.type));
 }
 
+/** Nobody answered: another try may find them back. */
+export function isAway(error: unknown): boolean {
+  return error instanceof RouseError && awayCodes.has(error.code);
+}
+
+const awayCodes: ReadonlySet<string> = new Set(['host-unreachable', 'hypervisor-unreachable']);
+
 /** Faults by what they mean to us; subtypes are named, as an answer tells only its own type. */
 const codes: Readonly<Record<string, ErrorCode>> = {
   NotAuthenticated: 'unauthorised',

@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders } from 'node:http';
+import type { ClientRequest, IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import * as https from 'node:https';
 import { RouseError } from '../../errors.ts';
 import { vsphereLimits } from './limits.ts';
@@ -15,6 +15,8 @@ export interface HttpCall {
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal | undefined;
   readonly replyBytesMax?: number;
+  /** The one status whose body is wanted; that of any other is not taken. */
+  readonly only?: number | undefined;
   /** Sent again when an idle connection turns out to be dead. */
   readonly repeatable?: boolean;
   /** Waits for news by design: does not take one of the places of short calls. */
@@ -25,6 +27,13 @@ export interface HttpReply {
   readonly status: number;
   readonly headers: IncomingHttpHeaders;
   readonly body: Buffer;
+}
+
+/** An answer whose body comes as it is asked for; who does not read it to its end aborts it. */
+export interface HttpStream {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  readonly body: AsyncIterable<Buffer>;
 }
 
 export class TrustedHttp {
@@ -48,6 +57,38 @@ export class TrustedHttp {
       return await this.#once(call, call.repeatable === true);
     } finally {
       leave();
+    }
+  }
+
+  /** GET of something large. Fails when nothing comes for `silenceMs` while it is waited for. */
+  async stream(call: {
+    readonly path: string;
+    readonly headers?: Readonly<Record<string, string>>;
+    readonly silenceMs: number;
+    readonly signal: AbortSignal;
+  }): Promise<HttpStream> {
+    const { path, headers = {}, silenceMs, signal } = call;
+    const what = `GET ${path.replace(/\?.*$/u, '')}`;
+    const late = () =>
+      new RouseError('time-out', `${this.name} sent nothing for ${silenceMs} ms: ${what}`, {
+        advice: 'Look at the load of the host and of its storage.',
+      });
+    if (signal.aborted) throw cancelled(what);
+    const at = { host: this.#host, port: this.#port };
+    const request = https.request({ ...at, agent: this.#agent, method: 'GET', path, headers });
+    const onAbort = () => request.destroy(cancelled(what));
+    signal.addEventListener('abort', onAbort, { once: true });
+    const over = () => signal.removeEventListener('abort', onAbort);
+    try {
+      const response = await answerOf(request, silenceMs, late);
+      const failure = (error: Error) => this.#failure(error, { reusedSocket: false });
+      const body = piecesOf(response, { silenceMs, late, failure, over });
+      return { status: response.statusCode ?? 0, headers: response.headers, body };
+    } catch (error) {
+      over();
+      throw this.#failure(error instanceof Error ? error : new Error(String(error)), {
+        reusedSocket: false,
+      });
     }
   }
 
@@ -96,11 +137,14 @@ export class TrustedHttp {
       const fail = (error: Error) => settle(() => reject(this.#failure(error, request)));
       request.once('error', fail);
       request.once('response', (response) => {
+        const { statusCode: status = 0, headers } = response;
+        if (call.only !== undefined && status !== call.only) {
+          settle(() => resolve({ status, headers, body: Buffer.alloc(0) }));
+          request.destroy();
+          return;
+        }
         collect(response, call.replyBytesMax ?? vsphereLimits.replyBytesMax, what).then(
-          (body) =>
-            settle(() =>
-              resolve({ status: response.statusCode ?? 0, headers: response.headers, body }),
-            ),
+          (body) => settle(() => resolve({ status, headers, body })),
           (error: unknown) => {
             request.destroy();
             fail(error instanceof Error ? error : new Error(String(error)));
@@ -125,6 +169,51 @@ class StaleConnection extends Error {
   constructor(inner: RouseError) {
     super(inner.message);
     this.inner = inner;
+  }
+}
+
+function answerOf(
+  request: ClientRequest,
+  silenceMs: number,
+  late: () => RouseError,
+): Promise<IncomingMessage> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => request.destroy(late()), silenceMs);
+    request.once('error', (error) => {
+      clearTimeout(timer);
+      reject(error);
+    });
+    request.once('response', (response) => {
+      clearTimeout(timer);
+      resolve(response);
+    });
+    request.end();
+  });
+}
+
+/** Time runs only while something is waited for: who takes long to store it is not at fault. */
+async function* piecesOf(
+  response: IncomingMessage,
+  how: {
+    readonly silenceMs: number;
+    late(): RouseError;
+    failure(error: Error): Error;
+    over(): void;
+  },
+): AsyncGenerator<Buffer> {
+  const pieces = response[Symbol.asyncIterator]() as AsyncIterator<unknown>;
+  try {
+    for (;;) {
+      const timer = setTimeout(() => response.destroy(how.late()), how.silenceMs);
+      const { done, value } = await pieces.next().finally(() => clearTimeout(timer));
+      if (done === true) return;
+      yield Buffer.isBuffer(value) ? value : Buffer.from(String(value));
+    }
+  } catch (error) {
+    throw how.failure(error instanceof Error ? error : new Error(String(error)));
+  } finally {
+    response.destroy();
+    how.over();
   }
 }
 

@@ -57,6 +57,30 @@ export const vsphereLimits = {
   fileTimeoutMs: 15_000,
   /** Parents between a host and its data centre: folders can be nested, 10 levels are many. */
   parentsMax: 64,
+  /** A quiesced snapshot waits up to 15 minutes for VSS in a Windows guest; most take seconds. */
+  snapshotMsMax: 1_200_000,
+  /** Consolidating a large delta on busy storage took hours in the field; what is late goes on. */
+  removalMsMax: 6 * 3_600_000,
+  /** Snapshots below each other: vSphere supports 32. */
+  snapshotDepthMax: 48,
+  /** A lease that a killed proxy left ends by itself after 300 s; until then its machine is busy. */
+  busyMsMax: 330_000,
+  busyPauseMs: 5_000,
+  /** A lease is ready within seconds; a busy host took half a minute. */
+  leaseReadyMsMax: 180_000,
+  /** Told this often in the time that a lease lives without being told. */
+  leaseTellsPerLife: 3,
+  /** A lease says how long it lives; at least so often it is told, for the progress that people see. */
+  leaseTellMsMax: 60_000,
+  leaseTellMsMin: 200,
+  /** A host that looks through a large empty disk sends nothing for minutes. */
+  downloadSilenceMsMax: 300_000,
+  /** One range of a flat file: 2 MiB over a slow line, and a host that is busy. */
+  rangeTimeoutMs: 60_000,
+  /** Gaps between changed ranges that are read along: a request costs as much as 128 KiB. */
+  rangeGapBytesMax: 128 * 1024,
+  /** Changed ranges in one answer: some 2,000 x 100 bytes; more pages than blocks are nonsense. */
+  changePagesMax: 1_000_000,
   /** Kerberos allows five minutes; so do certificates and sessions, and so do we. */
   clockDriftMsMax: 300_000,
 } as const;

@@ -176,14 +176,18 @@ export const needsOfRecovery: Need = {
   datacenter: ['Datastore.AllocateSpace', 'Network.Assign'],
 };
 
-/** What backups need besides. */
+/** What backups need besides: the snapshot, its export, change tracking, ranges of flat files. */
 export const needsOfAll: Need = {
   ...needsOfRecovery,
   folder: [
     ...needsOfRecovery.folder,
     'VirtualMachine.State.CreateSnapshot',
     'VirtualMachine.State.RemoveSnapshot',
+    'VirtualMachine.Config.ChangeTracking',
+    'VirtualMachine.Provisioning.DiskRandomRead',
+    'VApp.Export',
   ],
+  datacenter: [...needsOfRecovery.datacenter, 'Datastore.Browse'],
 };
 
 async function checkPrivileges(

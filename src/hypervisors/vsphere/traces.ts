@@ -7,6 +7,7 @@ import { devicesOf, markedMachines } from './machines.ts';
 import { entityName, parseDatastorePath } from './names.ts';
 import { readAll } from './properties.ts';
 import type { Found } from './properties.ts';
+import { snapshotsIn } from './snapshots.ts';
 
 /** What looks like ours: marks, and disks (and homes) of machines that lie on NFS. */
 export async function traces(client: VimClient): Promise<Traces> {
@@ -14,7 +15,13 @@ export async function traces(client: VimClient): Promise<Traces> {
   const machines: Found[] = [];
   const wanted = {
     Datastore: datastorePaths,
-    VirtualMachine: ['name', 'config.hardware', 'runtime.powerState', 'config.files.vmPathName'],
+    VirtualMachine: [
+      'name',
+      'config.hardware',
+      'runtime.powerState',
+      'config.files.vmPathName',
+      'snapshot',
+    ],
   };
   await readAll(client, wanted, (one) => {
     const remote = one.ref.type === 'Datastore' ? remoteOf(one) : undefined;
@@ -33,7 +40,23 @@ export async function traces(client: VimClient): Promise<Traces> {
       ...disk,
     }));
   });
-  return { machines: await markedMachines(client), disks, backups: [] };
+  return { machines: await markedMachines(client), disks, backups: machines.flatMap(backupsOf) };
+}
+
+/** Snapshots of backups, by the name and the description that prove them to be ours. */
+function backupsOf(machine: Found): Traces['backups'] {
+  return snapshotsIn(machine.get('snapshot')).flatMap(({ token }) =>
+    token === undefined
+      ? []
+      : [
+          {
+            machineId: machine.ref.id,
+            machineName: entityName(machine.text('name')),
+            token,
+            kind: 'snapshot' as const,
+          },
+        ],
+  );
 }
 
 function exported(

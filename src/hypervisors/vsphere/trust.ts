@@ -7,11 +7,13 @@ import { RouseError, systemErrorCode, toRouseError } from '../../errors.ts';
 import { vsphereLimits } from './limits.ts';
 
 /**
- * Why a manager is believed to be the one that was meant: its certificate has a known SHA-256
- * fingerprint, or was issued by a known authority for that name. There is no third way.
+ * Why a manager is believed to be the one that was meant: its certificate has a known fingerprint,
+ * or was issued by a known authority for that name. There is no third way.
  */
 export type Trust =
   | { readonly fingerprint: string }
+  /** SHA-1: what a manager that has proven itself tells of its hosts (HttpNfcLeaseDeviceUrl). */
+  | { readonly thumbprint: string }
   /** PEM; one certificate or several. */
   | { readonly authority: string };
 
@@ -75,14 +77,14 @@ export class TrustedAgent extends https.Agent {
 
 /** A TLS connection to a peer that has proven who it is; rejects and sends nothing otherwise. */
 export async function connectTrusted(place: Place, trust: Trust): Promise<tls.TLSSocket> {
-  const isPinned = 'fingerprint' in trust;
-  const socket = await handshake(
-    place,
-    isPinned ? { rejectUnauthorized: false } : { rejectUnauthorized: true, ca: trust.authority },
-  );
-  if (!isPinned) return socket;
-  const seen = socket.getPeerX509Certificate()?.fingerprint256;
-  if (seen !== undefined && seen === trust.fingerprint) return socket;
+  if ('authority' in trust) {
+    return handshake(place, { rejectUnauthorized: true, ca: trust.authority });
+  }
+  const socket = await handshake(place, { rejectUnauthorized: false });
+  const shown = socket.getPeerX509Certificate();
+  const seen = 'fingerprint' in trust ? shown?.fingerprint256 : shown?.fingerprint;
+  const expected = 'fingerprint' in trust ? trust.fingerprint : trust.thumbprint.toUpperCase();
+  if (seen !== undefined && seen === expected) return socket;
   socket.destroy();
   throw new RouseError(
     'forbidden',
@@ -91,7 +93,7 @@ export async function connectTrusted(place: Place, trust: Trust): Promise<tls.TL
       advice:
         'Nothing was sent to it. If its certificate was renewed, check the new fingerprint on ' +
         'the machine itself and add the hypervisor again with it; else somebody is in between.',
-      details: { expected: trust.fingerprint, seen: seen ?? null },
+      details: { expected, seen: seen ?? null },
     },
   );
 }

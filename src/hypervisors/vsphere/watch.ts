@@ -28,8 +28,9 @@ export interface WatchOptions {
 
 /**
  * Waits with WaitForUpdatesEx until `judge` answers something. A collector of its own for each
- * wait, as one collector serves one waiter. A session that ends, and a manager that is away for a
- * while, begin it anew: what is watched goes on meanwhile.
+ * wait, as one collector serves one waiter; one that brings no news is given up for another. A
+ * session that ends, and a manager that is away for a while, begin it anew: what is watched goes on
+ * meanwhile.
  */
 export async function watchUntil<T>(
   client: VimClient,
@@ -42,9 +43,10 @@ export async function watchUntil<T>(
   let awaySince: number | undefined;
   for (;;) {
     try {
-      return await client.inSession(() =>
+      const verdict = await client.inSession(() =>
         watchOnce(client, subjects, judge, wait, () => (awaySince = undefined)),
       );
+      if (verdict !== undefined) return verdict;
     } catch (error) {
       const isAway = isRouseError(error, 'hypervisor-unreachable') || isLate(error, wait);
       const isLost = isFault(error, 'NotAuthenticated');
@@ -74,7 +76,7 @@ async function watchOnce<T>(
   judge: (latest: Latest) => T | undefined | Promise<T | undefined>,
   wait: Wait,
   heard: () => void,
-): Promise<T> {
+): Promise<T | undefined> {
   const { propertyCollector } = await client.service();
   const made = await client.call('CreatePropertyCollector', propertyCollector, [], { bound: true });
   const collector = refAt(made, 'returnval');
@@ -86,10 +88,14 @@ async function watchOnce<T>(
     const values = new Values();
     let version = '';
     for (;;) {
-      version = await nextUpdate(client, collector, version, values, wait);
+      const update = await nextUpdate(client, collector, version, wait);
+      const news = all(update, 'filterSet').flatMap((filter) => all(filter, 'objectSet'));
+      for (const object of news) values.take(object);
       heard();
       const verdict = await judge(values);
-      if (verdict !== undefined) return verdict;
+      // No news in all that time: what the manager may have failed to tell is looked at anew.
+      if (verdict !== undefined || news.length === 0) return verdict;
+      version = textAt(update, 'version') ?? version;
     }
   } finally {
     await client
@@ -117,9 +123,8 @@ async function nextUpdate(
   client: VimClient,
   collector: Ref,
   version: string,
-  values: Values,
   wait: Wait,
-): Promise<string> {
+): Promise<VimNode | undefined> {
   const left = wait.deadline - client.clock.monotonic();
   if (left <= 0) {
     throw new WaitOver('time-out', `${wait.what} did not end in time`, {
@@ -138,11 +143,7 @@ async function nextUpdate(
       timeoutMs: seconds * 1000 + vsphereLimits.updateSlackMs,
     },
   );
-  const update = at(answer, 'returnval');
-  for (const filter of all(update, 'filterSet')) {
-    for (const object of all(filter, 'objectSet')) values.take(object);
-  }
-  return textAt(update, 'version') ?? version;
+  return at(answer, 'returnval');
 }
 
 class Values implements Latest {
