@@ -6,17 +6,20 @@ import { nfsLimits } from '../limits.ts';
  * its reply (a guest that boots, a copy with one request in flight) is back within some tens of
  * microseconds; a process that went to sleep meanwhile takes as long to be woken, and in a virtual
  * machine longer. So the event loop is kept turning for a moment after replies have left, while
- * recent calls came that soon. A look in vain makes it wait for more of them before the next one,
- * twice as many each time: what is lost is a small part of the time, whatever the client does.
+ * recent calls came that soon. Looks in vain are paid from a credit that time fills slowly and looks
+ * that were worth it fill faster: what is lost is a small part of the time, whatever the client
+ * does, and one that pauses now and then does not lose what it gains.
  */
 export class NextCall {
   readonly #clock: Clock;
   /** Runs something in the next turn of the event loop, which does not sleep before it. */
   readonly #soon: (run: () => void) => void;
   #answeredMs = -Infinity;
-  /** Calls in a row that came soon, and how many of them begin a look. */
+  /** Calls in a row that came soon. */
   #soonInRow = 0;
-  #soonWanted: number = nfsLimits.lookAfterCallsMin;
+  /** Milliseconds that may be looked in vain, as of `#creditAtMs`. */
+  #creditMs: number = nfsLimits.lookCreditMsMax;
+  #creditAtMs = 0;
   #isLooking = false;
   #isScheduled = false;
   #looks = 0;
@@ -33,7 +36,7 @@ export class NextCall {
 
   /** Calls came in, on any connection. */
   came(nowMs: number): void {
-    if (this.#isLooking && this.#soonWanted > nfsLimits.lookAfterCallsMin) this.#soonWanted--;
+    if (this.#isLooking) this.#creditMs += nfsLimits.lookGainMs;
     this.#isLooking = false;
     if (nowMs - this.#answeredMs <= nfsLimits.lookMs) this.#soonInRow++;
     else this.#soonInRow = 0;
@@ -42,10 +45,17 @@ export class NextCall {
   /** Replies were handed to the system, on any connection. */
   answered(nowMs: number): void {
     this.#answeredMs = nowMs;
-    if (this.#soonInRow < this.#soonWanted) return;
+    if (this.#soonInRow < nfsLimits.lookAfterCalls || !this.#mayLook(nowMs)) return;
     this.#isLooking = true;
     this.#looks = 0;
     this.#schedule();
+  }
+
+  #mayLook(nowMs: number): boolean {
+    const earned = (nowMs - this.#creditAtMs) * nfsLimits.lookShare;
+    this.#creditMs = Math.min(nfsLimits.lookCreditMsMax, this.#creditMs + earned);
+    this.#creditAtMs = nowMs;
+    return this.#creditMs >= nfsLimits.lookMs;
   }
 
   #schedule(): void {
@@ -57,11 +67,11 @@ export class NextCall {
   readonly #look = (): void => {
     this.#isScheduled = false;
     if (!this.#isLooking) return;
-    const isOver = this.#clock.monotonic() - this.#answeredMs > nfsLimits.lookMs;
-    if (!isOver && ++this.#looks < nfsLimits.looksMax) return this.#schedule();
+    const lookedMs = this.#clock.monotonic() - this.#answeredMs;
+    if (lookedMs <= nfsLimits.lookMs && ++this.#looks < nfsLimits.looksMax) return this.#schedule();
     this.#isLooking = false;
     this.#soonInRow = 0;
-    this.#soonWanted = Math.min(this.#soonWanted * 2, nfsLimits.lookAfterCallsMax);
+    this.#creditMs -= lookedMs;
   };
 }
 
