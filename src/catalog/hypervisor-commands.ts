@@ -5,6 +5,7 @@ import { RouseError, toRouseError } from '../errors.ts';
 import type { TestReport } from '../hypervisors/port.ts';
 import { examples, repeated, type Terminal } from '../lib/terminal.ts';
 import { printable } from '../lib/text.ts';
+import { formatRelative } from '../lib/times.ts';
 import type { HypervisorView } from './schema.ts';
 
 /** `rouse hypervisor …`. */
@@ -28,6 +29,7 @@ export function addHypervisor(program: Command, terminal: Terminal): void {
             { title: 'kind', minWidth: 7 },
             { title: 'uri', flexible: true, minWidth: 14, cut: 'middle' },
             { title: 'state', minWidth: 11 },
+            { title: 'seen', minWidth: 8 },
             { title: 'datastores', flexible: true, minWidth: 10 },
           ],
           answer.hypervisors.map((entry) => [
@@ -35,6 +37,7 @@ export function addHypervisor(program: Command, terminal: Terminal): void {
             entry.kind,
             entry.uri,
             entry.state,
+            entry.checkedMs === null ? '' : formatRelative(entry.checkedMs, terminal.clock.now()),
             entry.datastores.map((datastore) => datastore.name).join(' '),
           ]),
           'No hypervisor is known. Add one: rouse hypervisor add lab qemu:///system',

@@ -205,6 +205,40 @@ test('faults carry the words of vCenter, and NoPermission its privilege and obje
   }
 });
 
+test('who never answers a question is away; a change that may have happened is only late', async () => {
+  const server = https.createServer(
+    { cert: testCertificate, key: testKey },
+    (request, response) => {
+      request.on('data', (part: Buffer) => {
+        const method = /<soapenv:Body><(\w+) /.exec(part.toString())?.[1] ?? '';
+        const answer = usual[method]?.[0];
+        if (answer === undefined) return;
+        response.setHeader('Set-Cookie', 'vmware_soap_session="s"; Path=/; Secure');
+        response.end(
+          '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"' +
+            ` xmlns:i="http://www.w3.org/2001/XMLSchema-instance"><s:Body>${answer}</s:Body></s:Envelope>`,
+        );
+      });
+    },
+  );
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  const client = clientOf(port, { fingerprint: fingerprint256 });
+  try {
+    const self = { type: 'Folder', id: 'group-v1' };
+    const late = (method: string) => client.call(method, self, [], { timeoutMs: 200 });
+    await assert.rejects(late('RetrievePropertiesEx'), (error) => {
+      assert.ok(isRouseError(error, 'hypervisor-unreachable'), String(error));
+      assert.match(error.message, /did not answer POST \/sdk within 200 ms/);
+      return true;
+    });
+    await assert.rejects(late('RegisterVM_Task'), (error) => isRouseError(error, 'time-out'));
+  } finally {
+    server.closeAllConnections();
+    await closed(client, server);
+  }
+});
+
 test('all pages are read, in the right order of elements; a lost session begins the whole anew', async () => {
   const object = (id: string) =>
     `<objects>${ref('obj', 'HostSystem', id)}<propSet><name>name</name><val i:type="x:string">${id}</val></propSet></objects>`;

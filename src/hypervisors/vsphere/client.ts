@@ -1,4 +1,4 @@
-import { RouseError } from '../../errors.ts';
+import { isRouseError, RouseError } from '../../errors.ts';
 import type { Clock } from '../../lib/clock.ts';
 import type { BackupPass } from '../port.ts';
 import { vsphereLimits } from './limits.ts';
@@ -65,6 +65,8 @@ const serviceInstance: Ref = { type: 'ServiceInstance', id: 'ServiceInstance' };
 
 /** Calls that change nothing, so that one may be sent twice. */
 const repeatable = /^(?:Retrieve|Query|Has|Fetch|Current|Find)/u;
+/** Those of them that any manager answers in moments, however much there is to compute. */
+const quick = /^(?:Retrieve|Has|Fetch|Current|Find)/u;
 
 export class VimClient {
   readonly clock: Clock;
@@ -304,8 +306,9 @@ export class VimClient {
     args: readonly Xml[],
     options: CallOptions,
   ): Promise<VimNode> {
+    const { readTimeoutMs, callTimeoutMs } = vsphereLimits;
     const cookie = this.cookies();
-    const reply = await this.http.call({
+    const call = this.http.call({
       method: 'POST',
       path: this.#path,
       headers: {
@@ -314,11 +317,12 @@ export class VimClient {
         ...(cookie === '' ? {} : { Cookie: cookie }),
       },
       body: envelope(method, self, args),
-      timeoutMs: options.timeoutMs ?? vsphereLimits.callTimeoutMs,
+      timeoutMs: options.timeoutMs ?? (quick.test(method) ? readTimeoutMs : callTimeoutMs),
       signal: options.signal,
       repeatable: repeatable.test(method),
       isLong: options.isLong ?? false,
     });
+    const reply = await (quick.test(method) ? call.catch(hangs) : call);
     this.#keepCookies(reply);
     return this.#answer(reply, method, self);
   }
@@ -352,6 +356,15 @@ export class VimClient {
       if (name !== undefined) this.#cookies.set(name, value.trim());
     }
   }
+}
+
+/** Who takes a question and never answers it is away as much as who cannot be reached. */
+function hangs(error: unknown): never {
+  if (!isRouseError(error, 'time-out')) throw error;
+  throw new RouseError('hypervisor-unreachable', error.message, {
+    advice: 'It hangs, or is overloaded; nothing was changed by the question.',
+    cause: error,
+  });
 }
 
 /** Not `unauthorised`: another try with a new pass mends it. */

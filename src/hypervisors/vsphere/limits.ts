@@ -6,6 +6,8 @@ export const vsphereLimits = {
   connectMsMax: 15_000,
   /** Most calls take 50 ms; mounting a datastore that does not answer takes ESXi up to 30 s. */
   callTimeoutMs: 120_000,
+  /** Questions are answered a page at a time: a busy vCenter took 5 s; one that hangs never does. */
+  readTimeoutMs: 30_000,
   /** A page of 100 machines with all devices is about 3 MiB. */
   replyBytesMax: 64 * MiB,
   /** vim25's deepest answers are some 20 levels. */
