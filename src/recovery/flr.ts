@@ -1,7 +1,7 @@
-import { recoveryLimits } from '../limits.ts';
-import type { Step, StepContext, Workflow } from '../workflows/api.ts';
+import type { Workflow } from '../workflows/api.ts';
 import { AttachingSteps } from './attaching.ts';
 import { OpeningSteps } from './opening.ts';
+import { step } from './opening-step.ts';
 import type { RecoveryInput } from './plan.ts';
 import { settleOpened } from './settling.ts';
 import type { RecoveryWorld } from './world.ts';
@@ -56,17 +56,4 @@ export function fileLevelRecovery(world: RecoveryWorld): Workflow<RecoveryInput>
     ],
     settled: (run, input) => settleOpened(world, run, input),
   };
-}
-
-type Context = StepContext<RecoveryInput>;
-
-function step(
-  number: number,
-  name: string,
-  run: Step<RecoveryInput>['run'],
-  undo?: (context: Context) => Promise<void>,
-): Step<RecoveryInput> {
-  const { awayAttemptsMax } = recoveryLimits;
-  const attempts = { attemptsMax: 3, awayAttemptsMax };
-  return { number, name, run, ...attempts, ...(undo === undefined ? {} : { undo }) };
 }

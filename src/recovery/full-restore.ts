@@ -1,11 +1,11 @@
 import { isRouseError, RouseError } from '../errors.ts';
 import type { Datastore, Hypervisor } from '../hypervisors/port.ts';
 import { plural } from '../lib/text.ts';
-import { recoveryLimits } from '../limits.ts';
 import type { ExportView } from '../proxy/port.ts';
-import type { Json, RunView, Step, StepContext, Workflow } from '../workflows/api.ts';
+import type { Json, RunView, StepContext, Workflow } from '../workflows/api.ts';
 import type { CloseInput } from './cleaning.ts';
 import { OpeningSteps } from './opening.ts';
+import { step } from './opening-step.ts';
 import { type ChosenHost, datastoreSpec, type RecoveryInput } from './plan.ts';
 import { isProduction } from './production.ts';
 import { findDatastore, refuseFull } from './restoring.ts';
@@ -69,17 +69,6 @@ export function fullRestore(world: RecoveryWorld): Workflow<RecoveryInput> {
 }
 
 type Context = StepContext<RecoveryInput>;
-
-function step(
-  number: number,
-  name: string,
-  run: Step<RecoveryInput>['run'],
-  undo?: (context: Context) => Promise<void>,
-): Step<RecoveryInput> {
-  const { awayAttemptsMax } = recoveryLimits;
-  const attempts = { attemptsMax: 3, awayAttemptsMax };
-  return { number, name, run, ...attempts, ...(undo === undefined ? {} : { undo }) };
-}
 
 class RestoringSteps {
   readonly #world: RecoveryWorld;

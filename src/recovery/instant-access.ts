@@ -1,9 +1,10 @@
 import { recoveryLimits } from '../limits.ts';
-import type { Step, StepContext, Workflow } from '../workflows/api.ts';
+import type { Workflow } from '../workflows/api.ts';
 import { cleaningSteps, type CloseInput } from './cleaning.ts';
 import { settleClosed, settleOpened, settleRelocated } from './settling.ts';
 import type { RecoveryInput } from './plan.ts';
 import { OpeningSteps } from './opening.ts';
+import { step } from './opening-step.ts';
 import { type RelocateInput, relocateMachine, stopRelocation } from './relocating.ts';
 import type { RecoveryWorld } from './world.ts';
 
@@ -94,17 +95,4 @@ function closing(world: RecoveryWorld): Workflow<CloseInput> {
     steps: cleaningSteps(world),
     settled: (run, input) => settleClosed(world, run, input),
   };
-}
-
-type Context = StepContext<RecoveryInput>;
-
-function step(
-  number: number,
-  name: string,
-  run: Step<RecoveryInput>['run'],
-  undo?: (context: Context) => Promise<void>,
-): Step<RecoveryInput> {
-  const { awayAttemptsMax } = recoveryLimits;
-  const attempts = { attemptsMax: 3, awayAttemptsMax };
-  return { number, name, run, ...attempts, ...(undo === undefined ? {} : { undo }) };
 }
