@@ -65,8 +65,9 @@ const serviceInstance: Ref = { type: 'ServiceInstance', id: 'ServiceInstance' };
 
 /** Calls that change nothing, so that one may be sent twice. */
 const repeatable = /^(?:Retrieve|Query|Has|Fetch|Current|Find)/u;
-/** Those of them that any manager answers in moments, however much there is to compute. */
-const quick = /^(?:Retrieve|Has|Fetch|Current|Find)/u;
+/** What any manager answers in moments: questions, and the views and filters to ask them with. */
+const quick =
+  /^(?:Retrieve|Has|Fetch|Current|Find|(?:Create|Destroy)(?:ContainerView|View|Filter|PropertyFilter|PropertyCollector)$)/u;
 
 export class VimClient {
   readonly clock: Clock;
