@@ -110,9 +110,13 @@ export class TrustedHttp {
     const timeoutMs = call.timeoutMs ?? vsphereLimits.callTimeoutMs;
     const what = `${call.method} ${call.path.replace(/\?.*$/u, '')}`;
     const late = () =>
-      new RouseError('time-out', `${this.name} did not answer ${what} within ${timeoutMs / 1000} s`, {
-        advice: 'Look at its load; the call may have taken effect all the same.',
-      });
+      new RouseError(
+        'time-out',
+        `${this.name} did not answer ${what} within ${timeoutMs / 1000} s`,
+        {
+          advice: 'Look at its load; the call may have taken effect all the same.',
+        },
+      );
     return new Promise((resolve, reject) => {
       if (call.signal?.aborted) return reject(cancelled(what));
       const request = https.request({
