@@ -69,6 +69,8 @@ export class ExportFileSystem implements FileSystem {
   readonly #parts: ExportParts;
   readonly #table: FileTable;
   readonly #content: PlainContent;
+  #lastWritten: Promise<WriteResult> | undefined;
+  #lastAnswer: Promise<WriteResult> = Promise.resolve({ committed: Stable.fileSync });
 
   constructor(parts: ExportParts) {
     this.#parts = parts;
@@ -150,7 +152,13 @@ export class ExportFileSystem implements FileSystem {
     if (offset + data.length > this.#diskSize(disk)) {
       throw new NfsError(NfsStatus.fbig, 'beyond the end of the disk');
     }
-    return this.#parts.layer.write(disk, offset, data, stable !== Stable.unstable).catch(rethrow);
+    const written = this.#parts.layer.write(disk, offset, data, stable !== Stable.unstable);
+    // All writes of one moment wait for the same: so do their callers.
+    if (written !== this.#lastWritten) {
+      this.#lastWritten = written;
+      this.#lastAnswer = written.catch(rethrow);
+    }
+    return this.#lastAnswer;
   }
 
   async commit(file: FileId, _offset: number, _length: number): Promise<WriteResult> {

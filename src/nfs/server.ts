@@ -108,6 +108,7 @@ class RunningServer implements NfsServer {
         options.writeNotesMax,
       ),
       nextCall: new NextCall(options.clock),
+      lastWrites: undefined,
       lastSerial: 0,
       inFlightBytes: 0,
       inFlightBytesMax: options.inFlightBytesMax ?? nfsLimits.serverBytesMax,

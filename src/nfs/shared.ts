@@ -3,6 +3,7 @@ import type { Connection } from './connection.ts';
 import type { DuplicateRequests } from './duplicates.ts';
 import type { ExportTable } from './exports.ts';
 import type { NextCall } from './next-call.ts';
+import type { WriteGroup } from './nfs3/write.ts';
 import type { RecentWrites } from './recent-writes.ts';
 import type { SegmentPool } from './segments.ts';
 
@@ -21,6 +22,8 @@ export interface Shared {
   readonly duplicates: DuplicateRequests;
   readonly writes: RecentWrites;
   readonly nextCall: NextCall;
+  /** WRITEs that wait for what was written last. */
+  lastWrites: WriteGroup | undefined;
   /** Of the connection that was opened last; they count from 1. */
   lastSerial: number;
   /** Bytes of calls in flight on all connections. */

@@ -13,13 +13,15 @@ import { WCC_BYTES, writeWcc } from './types.ts';
 /**
  * WRITE (RFC 1813 3.3.7). Bytes that come late over a connection that its client has given up never
  * undo what was written since (recent-writes.ts). When the file system answers at once, a call costs
- * no promise, no closure and no copy.
+ * no promise, no closure and no copy; when it has to wait, it shares one promise with all that wait
+ * for the same.
  */
 
 /** RPC header, status, wcc_data, count, committed, verifier. */
 const WRITE_REPLY_BYTES = REPLY_HEADER_BYTES + 4 + WCC_BYTES + 16;
 
 interface WriteCall {
+  readonly connection: Connection;
   readonly from: Export;
   readonly file: FileId;
   readonly xid: number;
@@ -33,6 +35,15 @@ interface WriteCall {
   before: Attributes | undefined;
   verifierHigh: number;
   verifierLow: number;
+  /** Who still needs its bytes, and the memory they lie in. */
+  holds: number;
+  input: Buffer | undefined;
+}
+
+/** WRITEs whose bytes become durable together; they are answered together as well. */
+export interface WriteGroup {
+  readonly pending: Promise<WriteResult>;
+  readonly calls: WriteCall[];
 }
 
 export function write(connection: Connection): void {
@@ -58,6 +69,7 @@ export function write(connection: Connection): void {
   }
   if (connection.mayBeReplaced(from)) return connection.replaced();
   const call: WriteCall = {
+    connection,
     from,
     file,
     xid,
@@ -70,61 +82,62 @@ export function write(connection: Connection): void {
     before: undefined,
     verifierHigh: 0,
     verifierLow: 0,
+    holds: 0,
+    input: undefined,
   };
-  run(connection, call, reader.bytes.subarray(at, at + bytes));
+  run(call, reader.bytes.subarray(at, at + bytes));
 }
 
-/** Now, or when the first run of the same WRITE has ended; then the input has to be kept. */
-function run(connection: Connection, call: WriteCall, data: Buffer): void {
-  const place = begin(connection, call);
-  if (place === REPLACED) return connection.replaced();
-  if (place < 0) return keepFor(connection, runAfter(connection, call, data, place));
+/** Now, or when the first run of the same WRITE has ended. */
+function run(call: WriteCall, data: Buffer): void {
+  const place = begin(call);
+  if (place === REPLACED) return call.connection.replaced();
+  if (place < 0) return void runAfter(call, data, place);
   call.place = place;
   let before: MaybePromise<Attributes | undefined>;
   try {
     before = call.from.fileSystem.attributes(call.file);
   } catch (error) {
-    return fail(connection, call, error);
+    return fail(call, error);
   }
-  if (isPromise(before)) return keepFor(connection, runKnowing(connection, call, data, before));
+  if (isPromise(before)) return void runKnowing(call, data, before);
   call.before = before;
-  const waiting = writeBytes(connection, call, data);
-  if (waiting !== undefined) keepFor(connection, waiting);
+  writeBytes(call, data);
 }
 
-function begin(connection: Connection, call: WriteCall): number {
-  const { writes } = connection.shared;
-  return writes.begin(connection.serial, call.from.id, call.xid, call.mark);
+function begin({ connection, from, xid, mark }: WriteCall): number {
+  return connection.shared.writes.begin(connection.serial, from.id, xid, mark);
 }
 
-/** The bytes of the call belong to the file system until then. */
-function keepFor(connection: Connection, work: Promise<void>): void {
-  const memory = connection.keepInput();
-  if (memory !== undefined) void work.then(() => connection.releaseInput(memory));
-}
-
-async function runAfter(
-  connection: Connection,
-  call: WriteCall,
-  data: Buffer,
-  wait: number,
-): Promise<void> {
-  const { from, bytes } = call;
-  const { writes } = connection.shared;
+/** From here on the call waits: it counts among those in flight, and its bytes stay as they are. */
+function enter(call: WriteCall): void {
+  const { connection, from, bytes } = call;
+  if (call.holds++ === 0) call.input = connection.keepInput();
   connection.enter(bytes);
   from.enter();
+}
+
+function leave(call: WriteCall): void {
+  const { connection, from, bytes } = call;
+  if (--call.holds === 0) connection.releaseInput(call.input);
+  connection.leave(bytes);
+  from.leave();
+}
+
+async function runAfter(call: WriteCall, data: Buffer, wait: number): Promise<void> {
+  const { connection } = call;
+  enter(call);
   try {
     let place = wait;
     while (place < REPLACED) {
-      await writes.over(place);
-      place = begin(connection, call);
+      await connection.shared.writes.over(place);
+      place = begin(call);
     }
     if (place === REPLACED) return connection.replaced();
     call.place = place;
-    await runKnowing(connection, call, data, attributesOf(call));
+    await runKnowing(call, data, attributesOf(call));
   } finally {
-    connection.leave(bytes);
-    from.leave();
+    leave(call);
   }
 }
 
@@ -133,30 +146,24 @@ async function attributesOf(call: WriteCall): Promise<Attributes> {
 }
 
 async function runKnowing(
-  connection: Connection,
   call: WriteCall,
   data: Buffer,
   before: Promise<Attributes | undefined>,
 ): Promise<void> {
-  const { writes } = connection.shared;
+  const { writes } = call.connection.shared;
   writes.started(call.place);
-  connection.enter(call.bytes);
+  enter(call);
   try {
     call.before = await before.catch(() => undefined);
-    await writeBytes(connection, call, data);
+    writeBytes(call, data);
   } finally {
-    connection.leave(call.bytes);
+    leave(call);
     writes.ended(call.place);
   }
 }
 
-/** undefined: answered. Otherwise the data belongs to the file system until the promise resolves. */
-function writeBytes(
-  connection: Connection,
-  call: WriteCall,
-  data: Buffer,
-): Promise<void> | undefined {
-  const { from, file } = call;
+function writeBytes(call: WriteCall, data: Buffer): void {
+  const { connection, from, file } = call;
   // Read before the bytes are given away: when they are lost while this call waits, the client has
   // to see a change between this verifier and the one of its COMMIT.
   from.refreshVerifier();
@@ -166,59 +173,92 @@ function writeBytes(
   let after: MaybePromise<Attributes>;
   try {
     result = from.fileSystem.write(file, call.offset, data, call.stable);
-    if (isPromise(result)) return writeLater(connection, call, result);
+    if (isPromise(result)) return joinGroup(call, result);
     after = from.fileSystem.attributes(file);
   } catch (error) {
-    fail(connection, call, error);
-    return undefined;
+    return fail(call, error);
   }
-  if (isPromise(after)) return writeLater(connection, call, result, after);
-  reply(connection, call, result, after);
-  connection.callStartMs = countWrite(connection, call);
-  return undefined;
+  if (isPromise(after)) return void answerLater(call, result, after);
+  reply(call, result, after);
+  connection.callStartMs = connection.shared.clock.monotonic();
+  countWrite(call, connection.callStartMs);
 }
 
-async function writeLater(
-  connection: Connection,
-  call: WriteCall,
-  pending: MaybePromise<WriteResult>,
-  pendingAfter?: Promise<Attributes>,
-): Promise<void> {
-  const { from, bytes } = call;
-  const { writes } = connection.shared;
-  connection.enter(bytes);
-  from.enter();
-  writes.started(call.place);
+/** Many calls wait for one sync; a promise for each would cost as much as the rest of the call. */
+function joinGroup(call: WriteCall, pending: Promise<WriteResult>): void {
+  const { shared } = call.connection;
+  enter(call);
+  shared.writes.started(call.place);
+  if (shared.lastWrites?.pending === pending) {
+    shared.lastWrites.calls.push(call);
+    return;
+  }
+  const group = { pending, calls: [call] };
+  shared.lastWrites = group;
+  const end = (each: (call: WriteCall) => void) => {
+    if (shared.lastWrites === group) shared.lastWrites = undefined;
+    for (const one of group.calls) each(one);
+  };
+  pending.then(
+    (result) => {
+      const nowMs = shared.clock.monotonic();
+      end((one) => answer(one, result, nowMs));
+    },
+    (error: unknown) => end((one) => giveUp(one, error)),
+  );
+}
+
+function answer(call: WriteCall, result: WriteResult, nowMs: number): void {
   try {
-    const result = await pending;
-    let after = pendingAfter ?? from.fileSystem.attributes(call.file);
-    if (isPromise(after)) after = await after;
-    reply(connection, call, result, after);
-    countWrite(connection, call);
+    const after = call.from.fileSystem.attributes(call.file);
+    if (isPromise(after)) {
+      void answerLater(call, result, after);
+    } else {
+      reply(call, result, after);
+      countWrite(call, nowMs);
+    }
   } catch (error) {
-    fail(connection, call, error);
-  } finally {
-    writes.ended(call.place);
-    connection.leave(bytes);
-    from.leave();
+    fail(call, error);
   }
+  end(call);
 }
 
-function countWrite(connection: Connection, call: WriteCall): number {
-  const nowMs = connection.shared.clock.monotonic();
-  const { from } = call;
-  from.writes++;
-  from.writtenBytes += call.bytes;
-  from.writeLatency.add(nowMs - call.startMs);
-  return nowMs;
+function giveUp(call: WriteCall, error: unknown): void {
+  fail(call, error);
+  end(call);
 }
 
-function reply(
-  connection: Connection,
+function end(call: WriteCall): void {
+  call.connection.shared.writes.ended(call.place);
+  leave(call);
+}
+
+async function answerLater(
   call: WriteCall,
   result: WriteResult,
-  after: Attributes,
-): void {
+  pending: Promise<Attributes>,
+): Promise<void> {
+  const { shared } = call.connection;
+  enter(call);
+  shared.writes.started(call.place);
+  try {
+    reply(call, result, await pending);
+    countWrite(call, shared.clock.monotonic());
+  } catch (error) {
+    fail(call, error);
+  } finally {
+    end(call);
+  }
+}
+
+function countWrite({ from, bytes, startMs }: WriteCall, nowMs: number): void {
+  from.writes++;
+  from.writtenBytes += bytes;
+  from.writeLatency.add(nowMs - startMs);
+}
+
+function reply(call: WriteCall, result: WriteResult, after: Attributes): void {
+  const { connection } = call;
   if (connection.closed) return;
   const segment = connection.reserve(WRITE_REPLY_BYTES);
   const writer = segment.writer;
@@ -234,8 +274,8 @@ function reply(
   connection.seal(segment, start);
 }
 
-function fail(connection: Connection, call: WriteCall, error: unknown): void {
-  const { from, before } = call;
+function fail(call: WriteCall, error: unknown): void {
+  const { connection, from, before } = call;
   const status = report(connection, from, error);
   const after = before === undefined ? undefined : attributesNow(from, call.file);
   replyFailure(connection, from, call.xid, status, before, after);
