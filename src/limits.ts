@@ -352,6 +352,8 @@ export const datastoreLimits = {
    * the 2 ms that these bytes take.
    */
   prewriteBytes: 512 * 1024,
+  /** Files of removed segments kept to be written again, for each clone: 128 MiB. */
+  spareFilesMax: 2,
   /** Above it a sync is bound by its own bytes. */
   smallSyncBytes: 256 * 1024,
   /** So many small syncs in a row show a client that waits for each. */

@@ -144,15 +144,17 @@ export class Appender {
     const batch = { sequence, syncedSequence, time, extents, checksums };
     const header = encodeBatchHeader(batch, segment.header.nonce);
     const start = segment.endUnits;
+    const units = header.length / unitBytes + checksums.length * unitsPerPage;
+    const padding = segment.paddingAfter((start + units) * unitBytes);
     try {
-      segment.file.writeNow([header, ...builder.buffers], start * unitBytes);
+      const buffers = [header, ...builder.buffers, zeroPage.subarray(0, padding)];
+      segment.file.writeNow(buffers, start * unitBytes);
     } catch (error) {
       this.#segments.soil(segment);
       throw error;
     }
     this.#segments.unsynced.add(segment);
     this.sequence = sequence;
-    const units = header.length / unitBytes + checksums.length * unitsPerPage;
     segment.endUnits = start + units;
     segment.lastSequence = sequence;
     this.#appendedBytes += units * unitBytes;

@@ -11,6 +11,8 @@ import type { Segment, Segments } from './segments.ts';
 export interface HouseworkOn {
   /** No snapshot needs old segments, and no sync has failed. */
   mayRemove(): boolean;
+  /** There is room for files that may be of use later. */
+  mayKeepFiles(): boolean;
   syncedSequence(): number;
   /** Log that the last checkpoint does not cover, and the size of that checkpoint. */
   tailBytes(): number;
@@ -82,6 +84,9 @@ export class Housework {
   #nextDuty(): (() => Promise<void>) | undefined {
     const removable = this.#removable();
     if (removable !== undefined) return () => this.#segments.remove(removable);
+    if (this.#segments.spareBytes > 0 && !this.#layer.mayKeepFiles()) {
+      return () => this.#segments.dropSpareFiles();
+    }
     if (this.#checkpointDue()) return () => this.#layer.checkpoint();
     // Dead segments that only wait for what superseded them to be durable.
     if (this.#layer.mayRemove() && this.#waitingBytes() > this.#bounds.garbageBytesMin / 2) {

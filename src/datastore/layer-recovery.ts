@@ -30,6 +30,7 @@ import {
   type FoundBatch,
 } from './segment-scan.ts';
 import { positionOf, Segment, type Segments } from './segments.ts';
+import { spareId } from './spare-files.ts';
 
 export interface Recovered {
   readonly maps: readonly PageMap[];
@@ -125,6 +126,11 @@ async function openSegments(
   segments: Segments,
 ): Promise<void> {
   for (const name of names.toSorted()) {
+    const spare = spareId(name);
+    if (spare !== undefined) {
+      segments.skipId(spare);
+      await files.remove(`${directory}/${name}`);
+    }
     const match = /^segment-(\d{12})$/.exec(name);
     if (match === null) continue;
     segments.skipId(Number(match[1]));

@@ -1,7 +1,8 @@
 /**
  * The files of a layer's log. One segment is active and grows; a spare one lies ready, so that an
- * append need not wait for a file to be created. A segment in which nothing lives is removed. Its
- * slot, the high bits of positions, is then used again.
+ * append need not wait for a file to be created. A segment in which nothing lives is removed, and
+ * its file kept to be written again (spare-files.ts). Its slot, the high bits of positions, is then
+ * used again.
  */
 import { RouseError } from '../errors.ts';
 import type { Files, OpenFile } from '../lib/files.ts';
@@ -9,12 +10,14 @@ import type { Random } from '../lib/random.ts';
 import { datastoreLimits } from '../limits.ts';
 import {
   encodeSegmentHeader,
+  pageBytes,
   segmentHeaderUnits,
   segmentUnits,
   unitBytes,
   type SegmentHeader,
 } from './layer-format.ts';
 import { zeroFlag, type Position } from './page-map.ts';
+import { SpareFiles } from './spare-files.ts';
 
 export class Segment {
   readonly header: SegmentHeader;
@@ -22,7 +25,7 @@ export class Segment {
   readonly file: OpenFile;
   /** The unit after the last batch. */
   endUnits: number;
-  /** Up to here the file was written already; see prewriting.ts. */
+  /** Up to here the file was written already; see prewriting.ts and spare-files.ts. */
   prewrittenBytes = 0;
   /** Pages whose newest bytes, and pages whose newest zeros, are recorded here. */
   livePages = 0;
@@ -34,6 +37,8 @@ export class Segment {
   readers = 0;
   /** Some of its headers or pages cannot be read: kept while anything in it lives. */
   damaged = false;
+  /** No sync of it has failed: its file may be used again. */
+  trusted = true;
 
   constructor(header: SegmentHeader, path: string, file: OpenFile, endUnits: number) {
     this.header = header;
@@ -44,6 +49,20 @@ export class Segment {
 
   get dead(): boolean {
     return this.livePages === 0 && this.liveZeros === 0;
+  }
+
+  /** Bytes of the file without a hole. */
+  get writtenBytes(): number {
+    return Math.max(this.prewrittenBytes, this.endUnits * unitBytes);
+  }
+
+  /**
+   * Bytes to the end of the page in which a batch ends. Where the file was written already they are
+   * written with the batch: of a page that is written in part, the rest may have to be read first.
+   */
+  paddingAfter(endBytes: number): number {
+    const padding = -endBytes & (pageBytes - 1);
+    return endBytes + padding <= this.prewrittenBytes ? padding : 0;
   }
 }
 
@@ -69,6 +88,7 @@ export class Segments {
   readonly #random: Random;
   readonly #endUnitsMax: number;
   readonly #slots: (Segment | undefined)[] = [];
+  readonly #spareFiles: SpareFiles;
   #active: Segment | undefined;
   #spare: Segment | undefined;
   #preparing: Promise<void> | undefined;
@@ -76,6 +96,8 @@ export class Segments {
   #closed = false;
   /** Whether a spare may be made before it is needed. */
   mayPrepareEarly: () => boolean = () => true;
+  /** Whether files may be kept for later. */
+  mayKeepFiles: () => boolean = () => true;
   /** The next segments follow a failed sync. */
   afterFailure = false;
   /** A name was created since the last sync of the directory. */
@@ -89,10 +111,16 @@ export class Segments {
     this.#files = files;
     this.#directory = directory;
     this.#random = random;
+    this.#spareFiles = new SpareFiles(files, directory);
   }
 
   get active(): Segment | undefined {
     return this.#active;
+  }
+
+  /** What the files take that are kept for later. */
+  get spareBytes(): number {
+    return this.#spareFiles.bytes;
   }
 
   at(position: Position): Segment | undefined {
@@ -177,7 +205,19 @@ export class Segments {
     this.unsynced.delete(segment);
     if (this.#soiled === segment) this.#soiled = undefined;
     await segment.file.close();
-    await this.#files.remove(segment.path);
+    const { header, path, writtenBytes } = segment;
+    if (this.#isWorthKeeping(segment)) await this.#spareFiles.keep(path, header.id, writtenBytes);
+    else await this.#files.remove(path);
+  }
+
+  #isWorthKeeping({ trusted, damaged, writtenBytes }: Segment): boolean {
+    if (this.#closed || this.#spareFiles.isFull || !this.mayKeepFiles()) return false;
+    return trusted && !damaged && writtenBytes >= (this.#endUnitsMax * unitBytes) / 2;
+  }
+
+  /** Removes the files that are kept for later. */
+  dropSpareFiles(): Promise<void> {
+    return this.#spareFiles.drop();
   }
 
   async close(): Promise<void> {
@@ -186,6 +226,7 @@ export class Segments {
     const spare = this.#spare;
     this.#spare = undefined;
     if (spare !== undefined) await this.remove(spare).catch(() => undefined);
+    await this.dropSpareFiles().catch(() => undefined);
     for (const segment of this.all()) await segment.file.close();
   }
 
@@ -202,17 +243,25 @@ export class Segments {
     const nonce = this.#random.bytes(8).readBigUInt64LE();
     const header = { id, slot, nonce, afterFailure: this.afterFailure };
     const path = `${this.#directory}/${segmentName(id)}`;
+    const bytes = encodeSegmentHeader(header);
+    const used = await this.#spareFiles.use(path, bytes);
+    const file = used?.file ?? (await this.#createFile(path, bytes));
+    const segment = new Segment(header, path, file, segmentHeaderUnits);
+    segment.prewrittenBytes = used?.writtenBytes ?? 0;
+    this.#slots[slot] = segment;
+    this.#spare = segment;
+  }
+
+  async #createFile(path: string, header: Buffer): Promise<OpenFile> {
     const file = await this.#files.open(path, 'create');
     try {
-      file.writeNow([encodeSegmentHeader(header)], 0);
+      file.writeNow([header], 0);
     } catch (error) {
       await file.close();
       await this.#files.remove(path);
       throw error;
     }
-    const segment = new Segment(header, path, file, segmentHeaderUnits);
-    this.#slots[slot] = segment;
-    this.#spare = segment;
+    return file;
   }
 
   #freeSlot(): number {

@@ -22,7 +22,7 @@ import { Prewriting } from './prewriting.ts';
 import { QuietMark } from './quiet-mark.ts';
 import { Housework } from './housework.ts';
 import { checkpointName, newCheckpointName, writeCheckpoint } from './layer-checkpoint.ts';
-import { pageBytes, segmentHeaderUnits, unitBytes } from './layer-format.ts';
+import { pageBytes, segmentHeaderUnits } from './layer-format.ts';
 import { LayerReader, type DiskView } from './layer-reader.ts';
 import { recoverLayer, type Recovered } from './layer-recovery.ts';
 import { LayerState } from './layer-state.ts';
@@ -31,20 +31,13 @@ import { cleanSegment } from './segment-cleaner.ts';
 import { Segments, type Segment } from './segments.ts';
 import { SharedWork } from './shared-work.ts';
 import { SpaceWatch } from './space-watch.ts';
+import { newTick, type Tick } from './tick.ts';
 import type { LayerDisk, LayerSurroundings, LayerTuning } from './layer-surroundings.ts';
 
 const stateName = 'state';
 
 const unstableResult: WriteResult = { committed: Stable.unstable };
 const stableResult: WriteResult = { committed: Stable.fileSync };
-
-/** All writes of one turn of the event loop, answered together. */
-interface Tick {
-  readonly unstable: PromiseWithResolvers<WriteResult>;
-  readonly stable: PromiseWithResolvers<WriteResult>;
-  hasUnstable: boolean;
-  hasStable: boolean;
-}
 
 export class WriteLayer {
   readonly #directory: string;
@@ -138,6 +131,7 @@ export class WriteLayer {
     this.#appender = new Appender(segments, recovered, around.times);
     this.#housework = new Housework(segments, this.#tuning, {
       mayRemove: () => this.#suspects.size === 0 && this.#snapshots === 0,
+      mayKeepFiles: () => !this.#space.tooLittle,
       syncedSequence: () => this.#syncedSequence,
       tailBytes: () => this.#tailBytes,
       checkpointBytes: () => this.#checkpointBytes,
@@ -146,6 +140,7 @@ export class WriteLayer {
       clean: (segment) => this.#clean(segment, segmentHeaderUnits),
     });
     segments.mayPrepareEarly = () => !this.#housework.overloaded;
+    segments.mayKeepFiles = () => !this.#space.tooLittle;
     if (state.dirty) this.#unstableSequence = recovered.sequence;
   }
 
@@ -165,10 +160,10 @@ export class WriteLayer {
 
   /** Bytes of pages written, and bytes that the log takes on disk. */
   stats(): { readonly writtenBytes: number; readonly allocatedBytes: number } {
-    let units = 0;
-    for (const segment of this.#segments.all()) units += segment.endUnits;
     const pages = this.#maps.reduce((sum, map) => sum + map.pages, 0);
-    return { writtenBytes: pages * pageBytes, allocatedBytes: units * unitBytes };
+    let allocatedBytes = this.#segments.spareBytes;
+    for (const segment of this.#segments.all()) allocatedBytes += segment.writtenBytes;
+    return { writtenBytes: pages * pageBytes, allocatedBytes };
   }
 
   /** Fills `target`, at once when nothing has to be waited for. */
@@ -288,7 +283,7 @@ export class WriteLayer {
 
   #enqueue(disk: number, page: number, data: Buffer, stable: boolean): Promise<WriteResult> {
     this.#space.spend(data.length);
-    if (this.#space.tooLittle) return Promise.reject(this.#space.error());
+    if (this.#space.tooLittle) return this.#refuse();
     const tick = (this.#tick ??= newTick());
     if (stable) tick.hasStable = true;
     else tick.hasUnstable = true;
@@ -301,6 +296,12 @@ export class WriteLayer {
       });
     }
     return stable ? tick.stable.promise : tick.unstable.promise;
+  }
+
+  /** Files that are kept for later may be the room that is missing. */
+  #refuse(): Promise<never> {
+    this.#housework.consider();
+    return Promise.reject(this.#space.error());
   }
 
   /** Appends what waits, if there is room now; otherwise once there is. */
@@ -434,6 +435,7 @@ export class WriteLayer {
   }
 
   #doubt(segment: Segment, fromUnit: number): void {
+    segment.trusted = false;
     this.#suspects.set(segment, Math.min(fromUnit, this.#suspects.get(segment) ?? fromUnit));
   }
 
@@ -483,15 +485,6 @@ export class WriteLayer {
     this.#sinceHousework = 0;
     this.#housework.consider();
   }
-}
-
-function newTick(): Tick {
-  return {
-    unstable: Promise.withResolvers<WriteResult>(),
-    stable: Promise.withResolvers<WriteResult>(),
-    hasUnstable: false,
-    hasStable: false,
-  };
 }
 
 function closedError(path: string): RouseError {
