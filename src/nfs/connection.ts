@@ -310,7 +310,8 @@ export class Connection implements SegmentOwner {
       }
       if (count > 1) socket.uncork();
       slices.length = 0;
-      this.shared.nextCall.answered(this.shared.clock.monotonic());
+      const { nextCall, clock, inFlightBytes } = this.shared;
+      nextCall.answered(clock.monotonic(), inFlightBytes > 0);
     }
     this.#from.length = 0;
     this.#to.length = 0;

@@ -115,3 +115,14 @@ test('a reply that is still waited for is no reason to stay awake', () => {
   trial.nextCall.came(trial.nowMs + soonMs);
   assert.equal(trial.nextCall.isLooking, false);
 });
+
+test('while other calls wait for the disk, no reply keeps the server awake', () => {
+  const trial = new Trial();
+  trial.calls(nfsLimits.lookAfterCalls + 2, soonMs);
+  trial.nextCall.came(trial.nowMs + soonMs);
+  trial.nextCall.answered(trial.nowMs + soonMs, true);
+  assert.equal(trial.nextCall.isLooking, false);
+  trial.nextCall.came(trial.nowMs + 2 * soonMs);
+  trial.nextCall.answered(trial.nowMs + 2 * soonMs, false);
+  assert.equal(trial.nextCall.isLooking, true);
+});

@@ -42,9 +42,13 @@ export class NextCall {
     else this.#soonInRow = 0;
   }
 
-  /** Replies were handed to the system, on any connection. */
-  answered(nowMs: number): void {
+  /**
+   * Replies were handed to the system, on any connection. `isBusy`: other calls wait for the disk.
+   * What they wait for wakes this process anyhow, and may be at work on the same core.
+   */
+  answered(nowMs: number, isBusy = false): void {
     this.#answeredMs = nowMs;
+    if (isBusy) return;
     if (this.#soonInRow < nfsLimits.lookAfterCalls || !this.#mayLook(nowMs)) return;
     this.#isLooking = true;
     this.#looks = 0;
