@@ -109,7 +109,10 @@ function begin({ connection, from, xid, mark }: WriteCall): number {
   return connection.shared.writes.begin(connection.serial, from.id, xid, mark);
 }
 
-/** From here on the call waits: it counts among those in flight, and its bytes stay as they are. */
+/**
+ * From here on the call waits: it counts among those in flight, and its bytes stay as they are. For
+ * the first time while the call is dispatched: then the input is this call's.
+ */
 function enter(call: WriteCall): void {
   const { connection, from, bytes } = call;
   if (call.holds++ === 0) call.input = connection.keepInput();
@@ -195,16 +198,17 @@ function joinGroup(call: WriteCall, pending: Promise<WriteResult>): void {
   }
   const group = { pending, calls: [call] };
   shared.lastWrites = group;
-  const end = (each: (call: WriteCall) => void) => {
+  const forEach = (done: (call: WriteCall) => void) => {
+    // Who comes from now on has to be told by a reaction of its own.
     if (shared.lastWrites === group) shared.lastWrites = undefined;
-    for (const one of group.calls) each(one);
+    for (const one of group.calls) done(one);
   };
   pending.then(
     (result) => {
       const nowMs = shared.clock.monotonic();
-      end((one) => answer(one, result, nowMs));
+      forEach((one) => answer(one, result, nowMs));
     },
-    (error: unknown) => end((one) => giveUp(one, error)),
+    (error: unknown) => forEach((one) => giveUp(one, error)),
   );
 }
 
