@@ -81,9 +81,6 @@ export function corruptRecord(place: RecordPlace, what: string): RouseError {
   );
 }
 
-/** Unpacking less than this part of a block is worth a second go when more of it is wanted. */
-const partFraction = 3 / 4;
-
 /**
  * Checks the record at the start of `bytes` (what follows it is ignored) and unpacks the block
  * with this id into `target`, at least its first `need` bytes. Answers how many bytes of the block
@@ -106,7 +103,7 @@ export function decodeRecord(
   if (codec === undefined) return `its codec ${bytes[16]} is unknown`;
   if (bytes[17] !== 0) return `its cipher ${bytes[17]} is unknown`;
   const payload = bytes.subarray(recordHeaderBytes, recordHeaderBytes + bytes.readUInt32LE(8));
-  const isPart = codec.decompressPart !== undefined && need < target.length * partFraction;
+  const isPart = codec.decompressPart !== undefined && need < target.length;
   const good = isPart
     ? codec.decompressPart?.(payload, target, need)
     : codec.decompress(payload, target);
