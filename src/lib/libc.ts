@@ -45,13 +45,15 @@ const RWF_NOWAIT = 8;
 
 /** One struct iovec, reused: calls are synchronous, and this runs on one thread. */
 const iovec = new BigUint64Array(2);
+/** The same memory for lengths, which are below 2^32 and come as numbers. */
+const iovecWords = new Uint32Array(iovec.buffer);
 
 /** Bytes read at once from the page cache, or -1 when the disk would have to be waited for. */
 export function preadNoWait(fd: number, target: Uint8Array, position: number): number {
   if (target.length === 0) return 0;
   if (libc === undefined) return fs.readSync(fd, target, 0, target.length, position);
-  iovec[0] = BigInt(libc.koffi.address(target));
-  iovec[1] = BigInt(target.length);
+  iovec[0] = libc.koffi.address(target);
+  iovecWords[2] = target.length;
   const bytes = Number(libc.preadv2(fd, iovec, 1, position, RWF_NOWAIT));
   if (bytes === target.length) return bytes;
   if (bytes < 0) {
@@ -122,7 +124,7 @@ export function setDirect(fd: number, isOn: boolean): boolean {
 /** Whether direct I/O can take this memory as it lies. */
 export function isAligned(bytes: Uint8Array): boolean {
   if (libc === undefined || bytes.length < directBytes) return false;
-  return Number(BigInt(libc.koffi.address(bytes)) % BigInt(directBytes)) === 0;
+  return Number(libc.koffi.address(bytes) % BigInt(directBytes)) === 0;
 }
 
 /** Memory that direct I/O can take as it lies, where that is possible; its content is arbitrary. */
@@ -134,7 +136,7 @@ export function alignedBuffer(sizeBytes: number): Buffer {
 /** A buffer whose first byte lies at a multiple of `alignment`. */
 function bufferAt({ koffi }: Libc, sizeBytes: number, alignment: number): Buffer {
   const wider = Buffer.allocUnsafeSlow(sizeBytes + alignment);
-  const over = Number(BigInt(koffi.address(wider)) % BigInt(alignment));
+  const over = Number(koffi.address(wider) % BigInt(alignment));
   const start = over === 0 ? 0 : alignment - over;
   return wider.subarray(start, start + sizeBytes);
 }
@@ -147,8 +149,8 @@ const hugePageBytes = 2 * 1024 * 1024;
 
 /**
  * A buffer for bytes that are wanted in no order, in pages of 2 MiB where the system has them: what
- * the processor remembers of page tables then covers 512 times as much. Random reads of 4 KiB out of
- * 256 MiB take half as long. Pages that nobody touched take no memory; the content is arbitrary.
+ * the processor remembers of page tables then covers 512 times as much. Random reads of 4 KiB out
+ * of 256 MiB take half as long. Untouched pages take no memory; the content is arbitrary.
  */
 export function hugePageBuffer(sizeBytes: number): Buffer {
   if (libc === undefined || sizeBytes < hugePageBytes) return Buffer.allocUnsafeSlow(sizeBytes);
