@@ -221,6 +221,25 @@ test('times: changes move ctime and mtime, a guard notices, SETATTR sets what it
   assert.notDeepEqual((await fs.attributes(fs.root)).modified, parent.modified);
 });
 
+test('what a disk shows is of now: after writes, changes of attributes and a new name', async () => {
+  const { world, fs } = await opened();
+  const folder = await fs.lookup(fs.root, 'web01');
+  const disk = await fs.lookup(folder, 'vda-flat.vmdk');
+  const first = await fs.attributes(disk);
+  assert.deepEqual(await fs.attributes(disk), first);
+  await world.clock.advance(1000);
+  await fs.write(disk, 0, Buffer.alloc(4096, 1), Stable.unstable);
+  const second = await fs.attributes(disk);
+  assert.notDeepEqual(second.modified, first.modified);
+  await fs.write(disk, 0, Buffer.alloc(4096, 2), Stable.fileSync);
+  const third = await fs.attributes(disk);
+  assert.notDeepEqual(third.modified, second.modified);
+  assert.equal((await fs.setAttributes(disk, { mode: 0o600, uid: 5 })).mode, 0o600);
+  assert.equal((await fs.attributes(disk)).uid, 5);
+  await fs.link(disk, folder, 'other.vmdk');
+  assert.equal((await fs.attributes(disk)).links, first.links + 1);
+});
+
 test('permission bits: owner, group, others, and uid 0 who may all', async () => {
   const { fs } = await opened();
   const file = await fs.create(fs.root, 'f', plain);

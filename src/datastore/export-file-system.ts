@@ -453,11 +453,17 @@ export class ExportFileSystem implements FileSystem {
         usedBytes: record.kind === 'file' ? node.allocatedBytes : sizeOf(node),
       };
     }
-    const sizeBytes = this.#diskSize(disk);
+    // Asked for with every READ and twice with every WRITE. Whatever changes is a new object.
     const written = this.#parts.layer.modified(disk);
+    const { shown } = node;
+    if (shown?.record === record && shown.written === written) return shown.attributes;
+    const sizeBytes = this.#diskSize(disk);
     const times = written === undefined ? {} : laterTimes(record, written);
     // Said to be allocated in full: some tools take a file of few blocks for one of zeros.
-    return { ...common(record), ...times, kind: 'file', sizeBytes, usedBytes: sizeBytes };
+    const sizes = { sizeBytes, usedBytes: sizeBytes };
+    const attributes: Attributes = { ...common(record), ...times, kind: 'file', ...sizes };
+    node.shown = { record, written, attributes };
+    return attributes;
   }
 
   async #measured(node: FileNode): Promise<Attributes> {

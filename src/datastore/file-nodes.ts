@@ -1,5 +1,5 @@
 /** What the file table of a clone knows of one file, directory, link or disk. */
-import type { FileId, NfsTime } from '../nfs/file-system.ts';
+import type { Attributes, FileId, NfsTime } from '../nfs/file-system.ts';
 
 export type NodeKind = 'file' | 'directory' | 'symlink' | 'disk';
 
@@ -31,6 +31,12 @@ export interface DirectoryEntryRecord {
   readonly cookie: number;
 }
 
+export interface ShownAttributes {
+  readonly record: NodeRecord;
+  readonly written: NfsTime | undefined;
+  readonly attributes: Attributes;
+}
+
 export class FileNode {
   record: NodeRecord;
   /** Of a directory. */
@@ -40,6 +46,8 @@ export class FileNode {
   /** Of a plain file, once known. */
   sizeBytes: number | undefined;
   allocatedBytes = 0;
+  /** Of a disk: the attributes shown last, and what they were made of. */
+  shown: ShownAttributes | undefined;
   #listing: DirectoryEntryRecord[] | undefined;
 
   constructor(record: NodeRecord) {

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { isRouseError } from '../errors.ts';
 import { SeededRandom } from '../testing/seeded-random.ts';
-import { alignedBuffer, directBytes } from './libc.ts';
+import { alignedBuffer, directBytes, hugePageBuffer } from './libc.ts';
 import { nodeFiles } from './node-files.ts';
 
 const roots = await Promise.all(
@@ -61,4 +61,18 @@ test('aligned memory is as long as it was asked for', () => {
   for (const sizeBytes of [0, 1, page - 1, page, page + 1, 10 * page]) {
     assert.equal(alignedBuffer(sizeBytes).length, sizeBytes);
   }
+});
+
+test('memory in huge pages is as long as it was asked for, and the kernel knows of it', async () => {
+  const huge = 2 * 1024 * 1024;
+  for (const sizeBytes of [0, 1, huge - 1, huge, 3 * huge + 5]) {
+    const buffer = hugePageBuffer(sizeBytes);
+    assert.equal(buffer.length, sizeBytes);
+    buffer.fill(7);
+    assert.ok(buffer.every((byte) => byte === 7));
+  }
+  if (!existsSync('/sys/kernel/mm/transparent_hugepage')) return;
+  // "hg": advised to be in huge pages (proc_pid_smaps(5)).
+  const advised = /^VmFlags:.* hg\b/m;
+  assert.match(await readFile('/proc/self/smaps', 'utf8'), advised);
 });

@@ -1,3 +1,5 @@
+import { hugePageBuffer } from '../lib/libc.ts';
+
 /**
  * Unpacked blocks, data and tree nodes alike, in one slab of fixed size that all disks and clones
  * of the vault share. Everything is synchronous: a slot found is valid until the next call that
@@ -26,8 +28,9 @@ export class BlockCache {
   constructor(blockBytes: number, boundBytes: number, slotsMin: number) {
     this.blockBytes = blockBytes;
     this.slots = Math.max(slotsMin, Math.floor(boundBytes / blockBytes));
-    this.bytes = Buffer.allocUnsafeSlow(this.slots * blockBytes);
-    this.words = new Int32Array(this.bytes.buffer, 0, this.bytes.length / 4);
+    this.bytes = hugePageBuffer(this.slots * blockBytes);
+    const { buffer, byteOffset, length } = this.bytes;
+    this.words = new Int32Array(buffer, byteOffset, length / 4);
     this.generations = new Uint32Array(this.slots);
     this.filled = new Uint32Array(this.slots);
     this.#ids = new Int32Array(this.slots * 8);

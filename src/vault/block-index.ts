@@ -54,6 +54,8 @@ interface Shard {
 
 export class BlockIndex {
   #bits = shardBitsMin;
+  /** Values of an id's first word in one shard: `2 ** n` is computed by the C library, each time. */
+  #span = 2 ** (32 - shardBitsMin);
   #shards: Shard[] = emptyShards(shardBitsMin);
   readonly #slabs: Uint32Array[] = [];
   readonly #freeChunks: number[] = [];
@@ -108,9 +110,8 @@ export class BlockIndex {
   /** The entry's place among the first `count`, or -1 - the place where it would be. */
   #search(shard: Shard, wanted: Words, count: number, total = count): number {
     if (count === 0) return -1;
-    const span = 2 ** (32 - this.#bits);
-    const density = total / span;
-    let i = Math.min(count - 1, ((wanted.w0 & (span - 1)) * density) | 0);
+    const density = total / this.#span;
+    let i = Math.min(count - 1, ((wanted.w0 & (this.#span - 1)) * density) | 0);
     for (let round = 0; round < 3; round++) {
       const here = this.#slab(shard, i)[this.#base(shard, i)] as number;
       const step = ((wanted.w0 - here) * density) | 0;
@@ -247,7 +248,12 @@ export class BlockIndex {
       this.#setCount(low, cut);
       shards.push(low, high);
     }
+    this.#cutInto(bits, shards);
+  }
+
+  #cutInto(bits: number, shards: Shard[]): void {
     this.#bits = bits;
+    this.#span = 2 ** (32 - bits);
     this.#shards = shards;
   }
 
@@ -265,8 +271,7 @@ export class BlockIndex {
   }
 
   clear(): void {
-    this.#bits = shardBitsMin;
-    this.#shards = emptyShards(shardBitsMin);
+    this.#cutInto(shardBitsMin, emptyShards(shardBitsMin));
     this.#slabs.length = 0;
     this.#freeChunks.length = 0;
     this.#recents = 0;
@@ -322,8 +327,7 @@ export class BlockIndex {
   #prepare(total: number): void {
     let bits = shardBitsMin;
     while (total / 2 ** bits > shardEntriesMax * 0.7 && bits < shardBitsMax) bits++;
-    this.#bits = bits;
-    this.#shards = emptyShards(bits);
+    this.#cutInto(bits, emptyShards(bits));
   }
 }
 

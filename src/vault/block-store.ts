@@ -62,7 +62,7 @@ export class BlockStore {
     const bytes = this.#scratch.subarray(0, place.length);
     if (!reader.readNow(bytes, place.offset)) return -1;
     this.cache.misses++;
-    return this.#fill(bytes, id, weight, place, slot >= 0 ? this.cache.blockBytes : need);
+    return this.#fill(slot, bytes, id, weight, place, slot >= 0 ? this.cache.blockBytes : need);
   }
 
   /**
@@ -100,11 +100,13 @@ export class BlockStore {
     const record = this.#writer.pending(id.bytes);
     if (record === undefined) throw missingBlock(id);
     this.cache.misses++;
-    return this.#fill(record, id, weight, undefined, this.cache.blockBytes);
+    const { cache } = this;
+    return this.#fill(cache.find(id), record, id, weight, undefined, cache.blockBytes);
   }
 
-  /** Unpacks a record into its slot or a new one; throws when it is not the block. */
+  /** Unpacks a record into its slot, `old`, or (-1) a new one; throws when it is not the block. */
   #fill(
+    old: number,
     bytes: Buffer,
     id: IdCell,
     weight: number,
@@ -112,7 +114,6 @@ export class BlockStore {
     need: number,
   ): number {
     const { cache } = this;
-    const old = cache.find(id);
     const slot = old >= 0 ? old : cache.take();
     const filled = decodeRecord(bytes, id.bytes, cache.slot(slot), need);
     if (typeof filled === 'string') {
@@ -193,7 +194,9 @@ export class BlockStore {
         this.cache.misses++;
         const at = wanted.offset - start;
         const record = bytes.subarray(at, at + wanted.length);
-        this.#fill(record, wanted.id, wanted.weight, wanted, this.cache.blockBytes);
+        const { cache } = this;
+        const { id, weight } = wanted;
+        this.#fill(cache.find(id), record, id, weight, wanted, cache.blockBytes);
       }
       wanted.done();
     } catch (error) {

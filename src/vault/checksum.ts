@@ -13,7 +13,10 @@ function loadChecksum(): (bytes: Uint8Array) => bigint {
     const loaded: unknown = require('koffi');
     const library = (loaded as typeof import('koffi')).load('libxxhash.so.0');
     const xxh3 = widest(library);
-    return (bytes) => BigInt(xxh3(bytes, bytes.length));
+    return (bytes) => {
+      const sum = xxh3(bytes, bytes.length);
+      return typeof sum === 'bigint' ? sum : BigInt(sum);
+    };
   } catch {
     return portableChecksum;
   }

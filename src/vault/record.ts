@@ -1,7 +1,7 @@
 import { RouseError } from '../errors.ts';
 import { checksum } from './checksum.ts';
 import { codecByNumber, codecOf, codecs, type CodecName } from './codecs.ts';
-import { idBytes } from './hash.ts';
+import { idBytes, isIdAt } from './hash.ts';
 
 /**
  * One block as it lies in a pack (docs/format.md, "Records"). Little-endian:
@@ -81,9 +81,6 @@ export function corruptRecord(place: RecordPlace, what: string): RouseError {
   );
 }
 
-/** Unpacking less than this part of a block is worth a second go when more of it is wanted. */
-const partFraction = 3 / 4;
-
 /**
  * Checks the record at the start of `bytes` (what follows it is ignored) and unpacks the block
  * with this id into `target`, at least its first `need` bytes. Answers how many bytes of the block
@@ -97,8 +94,7 @@ export function decodeRecord(
 ): number | string {
   const problem = checkRecord(bytes);
   if (problem !== undefined) return problem;
-  if (id !== undefined && bytes.compare(id, 0, idBytes, 24, 24 + idBytes) !== 0)
-    return 'it holds another block';
+  if (id !== undefined && !isIdAt(bytes, 24, id)) return 'it holds another block';
   const plainBytes = bytes.readUInt32LE(12);
   if (plainBytes !== target.length)
     return `its block has ${plainBytes} bytes instead of ${target.length}`;
@@ -106,7 +102,7 @@ export function decodeRecord(
   if (codec === undefined) return `its codec ${bytes[16]} is unknown`;
   if (bytes[17] !== 0) return `its cipher ${bytes[17]} is unknown`;
   const payload = bytes.subarray(recordHeaderBytes, recordHeaderBytes + bytes.readUInt32LE(8));
-  const isPart = codec.decompressPart !== undefined && need < target.length * partFraction;
+  const isPart = codec.decompressPart !== undefined && need < target.length;
   const good = isPart
     ? codec.decompressPart?.(payload, target, need)
     : codec.decompress(payload, target);
@@ -120,9 +116,14 @@ export function checkRecord(bytes: Buffer): string | undefined {
   if (bytes.readUInt16LE(18) !== recordMark) return 'there is no record';
   const end = recordHeaderBytes + bytes.readUInt32LE(8);
   if (end > bytes.length) return 'it is cut short';
-  if (bytes.readBigUInt64LE(0) !== checksum(bytes.subarray(8, end))) return 'its checksum is wrong';
-  return undefined;
+  sum[0] = checksum(bytes.subarray(8, end));
+  const isRight = sumWords[0] === bytes.readUInt32LE(0) && sumWords[1] === bytes.readUInt32LE(4);
+  return isRight ? undefined : 'its checksum is wrong';
 }
+
+/** One checksum as two words: `readBigUInt64LE` makes four numbers of arbitrary size on its way. */
+const sum = new BigUint64Array(1);
+const sumWords = new Uint32Array(sum.buffer);
 
 /** The id and the whole length of a record that passed `checkRecord`. */
 export function recordFacts(bytes: Buffer): { id: Buffer; length: number; plainBytes: number } {

@@ -39,7 +39,9 @@ export const Procedure = {
 export type Procedure = (typeof Procedure)[keyof typeof Procedure];
 
 /** ftype3 (RFC 1813 2.5.5). */
-const fileType = { file: 1, directory: 2, symlink: 5 } as const;
+const NF3REG = 1;
+const NF3DIR = 2;
+const NF3LNK = 5;
 
 /** fattr3 on the wire. */
 export const ATTRIBUTE_BYTES = 84;
@@ -56,7 +58,7 @@ function setU64(view: DataView, at: number, value: number): void {
 
 /** fattr3 (RFC 1813 2.5.5), in place. */
 export function putAttributes(view: DataView, at: number, from: Export, a: Attributes): void {
-  view.setUint32(at, fileType[a.kind]);
+  view.setUint32(at, a.kind === 'file' ? NF3REG : a.kind === 'directory' ? NF3DIR : NF3LNK);
   view.setUint32(at + 4, a.mode);
   view.setUint32(at + 8, a.links);
   view.setUint32(at + 12, a.uid);
