@@ -273,6 +273,12 @@ test('what is done with a recovery afterwards', async () => {
   assert.equal(readFileSync(picture).length, 4);
   assert.match(await good('cancel', id, '--keep-writes'), /copy is parked/);
   assert.match(await good('resume', id), /copy is available/);
+  const stays = await rouse(['relocate', id, '--to', 'full']);
+  assert.equal(stays.exit, 8);
+  assert.match(
+    stays.stderr,
+    /copy was not moved to full and runs on .*: full is full\n→ Free some/,
+  );
   const relocate = ['relocate', id, '--to', 'prod', '--bandwidth', '50M'];
   assert.match(await good(...relocate), /copy is done; nothing of it is left/);
   const [, , request] = services.calls.at(-1) as unknown[];

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { labelsOf } from '../placement/commands.ts';
-import { RouseError } from '../errors.ts';
+import { type ErrorCode, RouseError } from '../errors.ts';
 import { type Commands, examples, follow, leaseOf, repeated } from '../lib/terminal.ts';
 import type { Terminal } from '../lib/terminal.ts';
 import { formatBytes, parseBytes, printable } from '../lib/text.ts';
@@ -354,7 +354,7 @@ function addRelocate(program: Command, terminal: Terminal): void {
       };
       const path = `${recoveryPath(reference)}/relocate`;
       const begun = (await client.post(path, request)) as Recovery;
-      await settle(begun, options.wait && at === undefined, ['done'], terminal);
+      await settle(begun, options.wait && at === undefined, ['available'], terminal);
     });
   examples(command, [
     'rouse relocate web01 --to prod',
@@ -373,7 +373,23 @@ async function settle(
   const view = wait
     ? await followRecovery(begun.id, terminal, (state) => settled.includes(state))
     : begun;
+  if (wait && view.state === 'available') throw notMoved(view);
   terminal.answer(view, () => finish(view, terminal));
+}
+
+/** Nothing is lost, and nothing is done: a script has to see that by the exit code. */
+function notMoved({ id, name, relocation }: Recovery): RouseError {
+  const error = relocation?.error ?? null;
+  const to = relocation?.target ?? 'production';
+  if (error === null) {
+    return new RouseError('cancelled', `the relocation of ${name} to ${to} was stopped`, {
+      advice: `It runs on from its backup. Once more: rouse relocate ${id} --to ${to}`,
+    });
+  }
+  // The code is one of the table's: the server wrote it.
+  const { code, message, advice } = error as { code: ErrorCode; message: string; advice: string };
+  const what = `${name} was not moved to ${to} and runs on from its backup: ${message}`;
+  return new RouseError(code, what, { advice });
 }
 
 function addRenew(program: Command, terminal: Terminal): void {
@@ -417,8 +433,12 @@ function addCancel(parent: Command, terminal: Terminal, name: 'cancel' | 'end'):
         const request = { keepWrites: options.keepWrites ?? false };
         const path = `${recoveryPath(reference)}/cancel`;
         const begun = (await client.post(path, request)) as Recovery;
-        if (begun.state === 'available') return runsOn(begun, terminal);
-        await settle(begun, options.wait, [], terminal);
+        const isStopping = begun.state === 'relocating';
+        const over = (state: string) => state !== 'relocating';
+        const view =
+          isStopping && options.wait ? await followRecovery(begun.id, terminal, over) : begun;
+        if (view.state === 'available') return runsOn(view, terminal);
+        await settle(view, options.wait, [], terminal);
       },
     );
   examples(command, ['rouse cancel web01', 'rouse cancel web01 --keep-writes']);

@@ -85,7 +85,11 @@ export const recoveryRequest = z
     } else if (mode === 'flr') {
       if (request.into === undefined) wrong('into', 'is missing: into which running machine?');
       if (request.powerOn) wrong('powerOn', 'is for a new machine: flr needs one that runs');
-      if (request.host !== undefined) wrong('host', "is the target machine's own in mode flr");
+      if (request.host !== undefined)
+        wrong(
+          'host',
+          'is not for flr: its host is the one that the target machine runs on, leave it out',
+        );
       if (request.connectNetworks) wrong('connectNetworks', 'is for a machine: flr adds disks');
     }
     if (mode !== 'flr') {
@@ -196,7 +200,13 @@ export const recovery = z.object({
   error: failure.nullable(),
   steps: list(recoveryStep),
   relocation: z
-    .object({ target: z.string(), doneBytes: bytes, totalBytes: bytes, atMs: timeMs.nullable() })
+    .object({
+      target: z.string(),
+      doneBytes: bytes,
+      totalBytes: bytes,
+      atMs: timeMs.nullable(),
+      error: failure.nullable().describe('Why it was not moved: it runs on from its backup.'),
+    })
     .nullable(),
   hasPicture: z.boolean(),
 });

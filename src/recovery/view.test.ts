@@ -138,19 +138,35 @@ test('relocation is step 12, planned or running or done', () => {
     doneBytes: 0,
     totalBytes: 0,
     atMs: 77,
+    error: null,
   });
   const to = { to: { id: 'fast', name: 'fast' } };
   const progress = { done: 5, total: 10, unit: 'bytes' } as const;
   const running = stepOf(12, 'Relocate', 'running', { progress });
   const half = view([opened, runOf('relocate', 'running', [running], to)], { plannedRelocation });
   assert.equal(half.steps[11]?.state, 'running');
-  assert.deepEqual(half.relocation, { target: 'fast', doneBytes: 5, totalBytes: 10, atMs: 5 });
+  const moving = { target: 'fast', doneBytes: 5, totalBytes: 10, atMs: 5 };
+  assert.deepEqual(half.relocation, { ...moving, error: null });
   const done = stepOf(12, 'Relocate', 'done', { result: { detail: 'moved', bytes: 10 } });
   const whole = view([opened, runOf('relocate', 'done', [done], to)]);
   assert.deepEqual(
     [whole.steps[11]?.state, whole.relocation?.doneBytes, whole.relocation?.totalBytes],
     ['done', 10, 10],
   );
+  const error = { code: 'disk-full', message: 'fast is full', advice: 'Free some.' };
+  const failed = runOf('relocate', 'failed', [stepOf(12, 'Relocate', 'undone', { error })], to);
+  assert.deepEqual(view([opened, { ...failed, error }]).relocation?.error, error);
+});
+
+test('a step that is being taken back tells of that alone', () => {
+  const step = stepOf(8, 'Datastore', 'undoing', { result: { detail: 'mounted' } });
+  const taking = (more: Partial<RunView>) => {
+    const seen = view([{ ...runOf('open', 'undoing', [step]), ...more }]).steps[7];
+    return [seen?.state, seen?.detail];
+  };
+  assert.deepEqual(taking({}), ['running', null], 'what it had done is no news any more');
+  const stuck = { code: 'busy', message: 'still used', advice: 'Wait.' };
+  assert.deepEqual(taking({ stuck }), ['running', 'still used']);
 });
 
 test('the parts of the clean-up make one step with four sub-steps', () => {

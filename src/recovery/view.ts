@@ -141,7 +141,7 @@ function relocationOf(parts: ViewParts): Recovery['relocation'] {
   if (run === undefined) {
     const planned = parts.plannedRelocation;
     if (planned === null) return null;
-    return { target: planned.target, doneBytes: 0, totalBytes: 0, atMs: planned.atMs };
+    return { target: planned.target, doneBytes: 0, totalBytes: 0, atMs: planned.atMs, error: null };
   }
   const { to } = run.input as RelocateInput;
   const [step] = run.steps;
@@ -151,6 +151,7 @@ function relocationOf(parts: ViewParts): Recovery['relocation'] {
     doneBytes: moved ?? step?.progress?.done ?? 0,
     totalBytes: moved ?? step?.progress?.total ?? 0,
     atMs: run.createdMs,
+    error: run.error ?? null,
   };
 }
 
@@ -164,7 +165,7 @@ function stepsOf(runs: readonly RunView[], mode: Recovery['mode']): RecoveryStep
     // A full restore that the manager makes relocates as a part of its opening.
     const run = number === 12 ? (relocate ?? open) : open;
     const step = run?.steps.find((candidate) => candidate.number === number);
-    return { number, ...partsOf(name, step), subSteps: [] };
+    return { number, ...partsOf(name, step, run?.stuck?.message), subSteps: [] };
   });
 }
 
@@ -190,15 +191,17 @@ function cleanUpStep(close: RunView | undefined): RecoveryStep {
 
 type Parts = Omit<RecoveryStep, 'number' | 'subSteps'>;
 
-function partsOf(name: string, step: StepView | undefined): Parts {
+/** `stuck`: why it cannot be taken back yet. */
+function partsOf(name: string, step: StepView | undefined, stuck?: string): Parts {
   const result = step?.result as Outcome | undefined;
+  const told = step?.error?.message ?? result?.detail ?? null;
   return {
     name,
     state: stateOf(step, result),
     startedMs: step?.startedMs ?? null,
     endedMs: step?.endedMs ?? null,
     progress: progressOf(step),
-    detail: step?.error?.message ?? result?.detail ?? null,
+    detail: step?.state === 'undoing' ? (stuck ?? null) : told,
   };
 }
 

@@ -235,6 +235,8 @@ function sealService(find: (reference: string) => Recovery): SealService {
   };
 }
 
+const stubFullError = { code: 'disk-full', message: 'full is full', advice: 'Free some.' };
+
 function recoveryService(recoveries: Subject<Recovery>, calls: unknown[]): RecoveryService {
   const find = (reference: string) => recoveries.find(reference, (view) => view.name);
   const change = (reference: string, what: unknown[], more: Partial<Recovery>) => {
@@ -266,16 +268,15 @@ function recoveryService(recoveries: Subject<Recovery>, calls: unknown[]): Recov
       change(reference, ['renew', reference, request], {
         leaseEndsMs: stubNowMs + request.leaseMs,
       }),
-    relocate: async (reference, request) =>
-      change(reference, ['relocate', reference, request], {
-        state: 'done',
-        relocation: {
-          target: request.datastore ?? 'prod',
-          doneBytes: 4096,
-          totalBytes: 4096,
-          atMs: request.at ?? null,
-        },
-      }),
+    relocate: async (reference, request) => {
+      const target = request.datastore ?? 'prod';
+      const moved = { target, doneBytes: 4096, totalBytes: 4096, atMs: request.at ?? null };
+      const isFull = target === 'full';
+      return change(reference, ['relocate', reference, request], {
+        state: isFull ? 'available' : 'done',
+        relocation: { ...moved, error: isFull ? stubFullError : null },
+      });
+    },
     seal: async (reference) => {
       find(reference);
       return sealedSaveset;
