@@ -157,6 +157,8 @@ test('reconcile says what it did, what it left and why', async () => {
   assert.match(dry, /would mend: machine web01-recovered at lab\n  no recovery .*: unregistered\n/);
   assert.match(dry, /left: clone Recover-local-k3f9x2m7qa at local\n.*: It holds 9 MiB/);
   assert.match(dry, /2 things: 1 would mend, 1 left\.\nA dry run: nothing was changed\./);
+  assert.match(dry, /discard them:\s+rouse reconcile\s+--force\n/);
+  for (const line of dry.split('\n')) assert.ok(line.length <= 80, line);
   assert.match(await good('reconcile'), /2 things: 1 mended, 1 left\.\n$/);
   assert.deepEqual(services.calls.at(-1), ['reconcile', { dryRun: false, force: false }]);
 });

@@ -1,6 +1,6 @@
 import { RouseError } from '../errors.ts';
 import { type Commands, examples, type Terminal } from '../lib/terminal.ts';
-import { plural, printable } from '../lib/text.ts';
+import { plural, printable, wrapText } from '../lib/text.ts';
 import type { ReconcileFinding, ReconcileReport } from './reconcile-schema.ts';
 
 /** `rouse reconcile`: what is not as it should be, and mending it. */
@@ -27,7 +27,8 @@ const styles = { mended: 'green', 'would mend': 'cyan', left: 'yellow', failed: 
 function print(report: ReconcileReport, terminal: Terminal): void {
   const { findings, unreachable } = report;
   for (const { kind, name, why } of unreachable) {
-    terminal.print(terminal.paint('red', `! ${kind} ${printable(name)}: ${printable(why)}`));
+    for (const line of wrapText(`! ${kind} ${name}: ${why}`, terminal.width - 2))
+      terminal.print(terminal.paint('red', line));
   }
   for (const finding of findings) for (const line of lines(finding, terminal)) terminal.print(line);
   if (findings.length === 0) {
@@ -49,7 +50,7 @@ function lines(finding: ReconcileFinding, terminal: Terminal): string[] {
   const at = where === '' ? '' : ` at ${printable(where)}`;
   return [
     `${terminal.paint(styles[outcome], outcome)}: ${kind} ${printable(name)}${at}`,
-    `  ${printable(problem)}: ${printable(note)}`,
+    ...wrapText(`${problem}: ${note}`, terminal.width - 4).map((line) => `  ${line}`),
   ];
 }
 

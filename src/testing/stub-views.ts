@@ -155,6 +155,8 @@ export function stubBackup(id: string, machine: string, more: Partial<Backup> = 
   };
 }
 
+const stubLeftNote = 'It holds 9 MiB that were written. To discard them: rouse reconcile --force';
+
 export function stubReconciled(dryRun: boolean): ReconcileReport {
   const common = { recovery: 'k3f9x2m7qa', problem: 'no recovery k3f9x2m7qa is known' };
   const machine = { kind: 'machine', name: 'web01-recovered', where: 'lab', ...common } as const;
@@ -165,7 +167,7 @@ export function stubReconciled(dryRun: boolean): ReconcileReport {
     dryRun,
     findings: [
       { ...machine, outcome, note: 'unregistered' },
-      { ...clone, ...common, outcome: 'left', note: 'It holds 9 MiB that were written.' },
+      { ...clone, ...common, outcome: 'left', note: stubLeftNote },
     ],
     unreachable: [],
   };

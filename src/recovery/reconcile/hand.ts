@@ -4,6 +4,9 @@ import type { ReconcileFinding } from '../reconcile-schema.ts';
 /** What a finding is about. */
 export type Thing = Pick<ReconcileFinding, 'kind' | 'name' | 'where' | 'recovery'>;
 
+type Work = () => Promise<void>;
+type Mend = Work | { readonly look: Work; readonly work: Work };
+
 /**
  * The hand that mends, or only points: in a dry run it says what it would do. Whatever it does not
  * do, it says why. A failure ends nothing else.
@@ -25,27 +28,20 @@ export class Hand {
     this.findings.push({ ...thing, problem, outcome: 'left', note });
   }
 
-  /** True when it is as it should be now, or would be. */
-  async mend(
-    thing: Thing,
-    problem: string,
-    what: string,
-    work: () => Promise<void>,
-  ): Promise<boolean> {
-    if (this.isDry) {
-      this.findings.push({ ...thing, problem, outcome: 'would mend', note: what });
-      return true;
-    }
+  /** True when it is as it should be now, or would be. `look` refuses as `work` does and changes nothing. */
+  async mend(thing: Thing, problem: string, what: string, mend: Mend): Promise<boolean> {
+    const { look, work } = typeof mend === 'function' ? { look: undefined, work: mend } : mend;
+    const outcome = this.isDry ? 'would mend' : 'mended';
     try {
       this.signal.throwIfAborted();
-      await work();
-      this.findings.push({ ...thing, problem, outcome: 'mended', note: what });
+      await (this.isDry ? look?.() : work());
+      this.findings.push({ ...thing, problem, outcome, note: what });
       return true;
     } catch (error) {
       if (!isRouseError(error)) throw error;
-      const outcome = isRefusal(error) ? 'left' : 'failed';
+      const refused = isRefusal(error) ? 'left' : 'failed';
       const note = `${error.message}. ${error.advice}`;
-      this.findings.push({ ...thing, problem, outcome, note });
+      this.findings.push({ ...thing, problem, outcome: refused, note });
       return false;
     }
   }

@@ -66,7 +66,8 @@ class Clearing {
     const thing = this.#thing('machine', name, at.name);
     if (power !== 'off') {
       this.#users.push(name);
-      const note = `It is ${power} and is not switched off. Relocate it, or power it off and reconcile again.`;
+      const how = 'Move its disks to other storage there, or power it off and reconcile again.';
+      const note = `It is ${power} and is not switched off. ${how}`;
       this.#hand.leave(thing, this.#why, note);
       return;
     }
@@ -92,9 +93,15 @@ class Clearing {
       return;
     }
     const machine = { id: machineId, name: machineName };
-    const isGone = await this.#hand.mend(thing, this.#why, 'detached', async () => {
+    const look = async () => {
       if (power !== 'off') await refuseMounted(at.driver, machine, [device]);
-      await at.driver.detachDisk(machineId, device);
+    };
+    const isGone = await this.#hand.mend(thing, this.#why, 'detached', {
+      look,
+      work: async () => {
+        await look();
+        await at.driver.detachDisk(machineId, device);
+      },
     });
     if (!isGone) this.#users.push(machineName);
   }
@@ -154,7 +161,7 @@ class Clearing {
     const use = useOf(view, this.#world.clock.now());
     return use === undefined
       ? undefined
-      : `In doubt it stays: ${use}. If nobody needs it: ${force}`;
+      : `In doubt it stays until it was silent for a day: ${use}. If nobody needs it: ${force}`;
   }
 
   #isMounted(row: RecoveryRow): boolean {

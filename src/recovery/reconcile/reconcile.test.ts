@@ -327,9 +327,11 @@ test('an attached disk goes when its guest does not use it; in doubt it stays', 
   });
   let mounts = ['/mnt'];
   helper.agent = (disks) => disks.map(({ name }) => ({ name, seenAs: `/dev/${name}`, mounts }));
-  const { findings } = await scene.reconcile({ force: true });
-  assert.match(findings[0]?.note ?? '', /mounted at \/mnt/);
-  assert.equal(findings[0]?.outcome, 'left');
+  for (const dryRun of [true, false]) {
+    const { findings } = await scene.reconcile({ force: true, dryRun });
+    assert.equal(findings[0]?.outcome, 'left', 'a dry run promises no more than is done');
+    assert.match(findings[0]?.note ?? '', /mounted at \/mnt/);
+  }
   mounts = [];
   assert.ok((await scene.reconcile()).findings.every(({ outcome }) => outcome === 'mended'));
   assert.deepEqual(await scene.of(id), []);

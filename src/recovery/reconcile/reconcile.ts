@@ -104,9 +104,11 @@ export class Reconciler implements ReconcileService {
         await restoreStanding(this.#world, hand, { row, input, hostId, seen, all });
       }
     } catch (error) {
-      const { message } = toRouseError(error, id);
+      const { message, advice } = toRouseError(error, id);
       const thing = { kind: 'recovery' as const, name: row?.name ?? id, where: '', recovery: id };
-      hand.findings.push({ ...thing, problem: message, outcome: 'failed', note: 'Try again.' });
+      const problem = 'what is left of it could not be looked at to the end';
+      const note = `${message}. ${advice}`;
+      hand.findings.push({ ...thing, problem, outcome: 'failed', note });
     }
   }
 
