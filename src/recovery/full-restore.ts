@@ -8,8 +8,9 @@ import { OpeningSteps } from './opening.ts';
 import { step } from './opening-step.ts';
 import { type ChosenHost, datastoreSpec, type RecoveryInput } from './plan.ts';
 import { isProduction } from './production.ts';
-import { findDatastore, refuseFull } from './restoring.ts';
+
 import { settleOpened } from './settling.ts';
+import { findDatastore, refuseFull, sizeOf } from './target-datastore.ts';
 import { proxyOf, type RecoveryWorld } from './world.ts';
 
 /**
@@ -85,16 +86,13 @@ class RestoringSteps {
     const proxy = await proxyOf(this.#world, input.recoveryId);
     const { disks } = await proxy.calls.saveset(input.savesetId);
     const target = await this.#target(input);
-    refuseFull(
-      target,
-      disks.reduce((sum, { root }) => sum + root.sizeBytes, 0),
-    );
+    refuseFull(target, sizeOf({ disks }));
     return this.#on.chooseHost(context);
   }
 
-  async #target(input: RecoveryInput): Promise<Datastore> {
+  async #target(input: RecoveryInput, hostId?: string): Promise<Datastore> {
     const { datastores } = await (await this.#hypervisor(input)).inventory();
-    return findDatastore(datastores, input);
+    return findDatastore(datastores, input, hostId);
   }
 
   #hypervisor({ hypervisorId }: RecoveryInput): Promise<Hypervisor> {
@@ -110,7 +108,8 @@ class RestoringSteps {
   async relocate(context: Context): Promise<Json> {
     const { input } = context;
     const hypervisor = await this.#hypervisor(input);
-    const target = await this.#target(input);
+    const host = context.result('Host') as ChosenHost;
+    const target = await this.#target(input, host.id);
     const { address } = await proxyOf(this.#world, input.recoveryId);
     const shared = context.result('Export') as unknown as ExportView;
     const { machineId } = context.result('Configure') as { machineId: string };

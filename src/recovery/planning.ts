@@ -5,6 +5,7 @@ import { candidateView, placeRecovery } from './placing.ts';
 import { plannedSteps } from './planned-steps.ts';
 import type { RecoveryPlan } from './schema.ts';
 import { attachments } from './targeting.ts';
+import { refuseTarget, sizeOf } from './target-datastore.ts';
 import type { RecoveryWorld } from './world.ts';
 
 /** A dry run: what would be chosen, why, and what not. Changes nothing. */
@@ -20,6 +21,7 @@ export async function planOf(
   const chosen = refusal === undefined ? candidates[0] : undefined;
   const host = inventory?.hosts.find(({ id }) => id === chosen?.hostId);
   if (hypervisor !== undefined && inventory !== undefined) {
+    refuseTarget(inventory, input, sizeOf(saveset));
     if (host === undefined) refuseTakenName(inventory, input, undefined);
     else await refuseUnfit(hypervisor, inventory, host, input, undefined);
   }

@@ -1,11 +1,10 @@
 import type { Datastore, DiskTarget, Hypervisor } from '../hypervisors/port.ts';
 import { isRouseError, RouseError } from '../errors.ts';
-import { formatBytes } from '../lib/text.ts';
 import type { Saveset } from '../vault/api.ts';
 import { runJob } from '../proxy/jobs-client.ts';
 import type { StepContext } from '../workflows/api.ts';
-import { recoveryLimits } from '../limits.ts';
 import { folderOf, type ReachableProxy, type RecoveryInput } from './plan.ts';
+import { findDatastore, lookForDatastore, refuseFull, sizeOf } from './target-datastore.ts';
 
 /** A disk of a full restore: its name in the saveset and the file it became. */
 export type RestoredDisk = { readonly name: string; readonly target: DiskTarget };
@@ -42,7 +41,7 @@ export async function undoRestore(
     if (!(error instanceof RouseError) || error.code !== 'not-found') throw error;
   });
   const { datastores } = await hypervisor.inventory();
-  const datastore = lookForDatastore(datastores, context.input);
+  const datastore = lookForDatastore(datastores, context.input.datastore);
   if (datastore === undefined) return;
   const saveset = await proxy.calls.saveset(context.input.savesetId);
   for (const disk of saveset.disks) {
@@ -79,43 +78,12 @@ async function targets(
   const { datastores } = await hypervisor.inventory();
   const datastore = findDatastore(datastores, input);
   const saveset = await proxy.calls.saveset(input.savesetId);
-  refuseFull(
-    datastore,
-    saveset.disks.reduce((sum, disk) => sum + disk.root.sizeBytes, 0),
-  );
+  refuseFull(datastore, sizeOf(saveset));
   const made: RestoredDisk[] = [];
   for (const disk of saveset.disks) {
     made.push(await makeDisk(hypervisor, datastore, input, disk));
   }
   return made;
-}
-
-/** The datastore that was asked for, by id or name. Throws `not-found`, with those that there are. */
-export function findDatastore(datastores: readonly Datastore[], input: RecoveryInput): Datastore {
-  const found = lookForDatastore(datastores, input);
-  if (found !== undefined) return found;
-  const known = datastores.map(({ name }) => name).join(', ');
-  throw new RouseError('not-found', `there is no datastore ${input.datastore ?? 'named'}`, {
-    advice: `Name one with --datastore. Datastores are: ${known || 'none'}.`,
-  });
-}
-
-function lookForDatastore(
-  datastores: readonly Datastore[],
-  { datastore: wanted }: RecoveryInput,
-): Datastore | undefined {
-  return datastores.find(({ id, name }) => id === wanted || name === wanted);
-}
-
-/** Disks are sparse where they go: a share of their size must be free. */
-export function refuseFull({ name, freeBytes }: Datastore, neededBytes: number): void {
-  if (freeBytes >= neededBytes * recoveryLimits.restoreFreeShare) return;
-  throw new RouseError(
-    'disk-full',
-    `datastore ${name} has ${formatBytes(freeBytes)} free; ` +
-      `the disks have ${formatBytes(neededBytes)}`,
-    { advice: 'Free space there, or name another datastore with --datastore.' },
-  );
 }
 
 async function makeDisk(

@@ -24,6 +24,7 @@ import type {
   RelocateRequest,
   RenewRequest,
 } from './schema.ts';
+import { pickDatastore, refuseTarget, sizeOf } from './target-datastore.ts';
 import { recoveryView } from './view.ts';
 import { isOpening, openingOf, proxyOf, type RecoveryWorld, submitNext } from './world.ts';
 
@@ -76,7 +77,7 @@ export class Recoveries implements RecoveryService {
     const { random } = this.#desk;
     const saveset = await this.#desk.chooseSaveset(request);
     const input = await this.#input(request, saveset, random.id());
-    await this.#refuseUnfit(input);
+    await this.#refuseUnfit(input, saveset);
     await this.#desk.transaction(async () => {
       await this.#refuseDuplicate(input);
       await this.#open(input);
@@ -154,12 +155,15 @@ export class Recoveries implements RecoveryService {
   }
 
   /** What was asked for by name is checked beforehand: refused, nothing is begun. */
-  async #refuseUnfit(input: RecoveryInput): Promise<void> {
+  async #refuseUnfit(input: RecoveryInput, saveset: Saveset): Promise<void> {
     const isAsked = input.host !== null || input.proxy || (input.without ?? []).length > 0;
-    if (!isAsked) return;
+    const hasTarget = input.datastore !== null || input.relocateTo !== null;
+    if (!isAsked && !hasTarget) return;
     const { hypervisorId } = input;
     const hypervisor = hypervisorId === null ? null : await this.#desk.hypervisor(hypervisorId);
-    chosenOf(await placeRecovery(this.#desk, input, await hypervisor?.inventory()));
+    const inventory = await hypervisor?.inventory();
+    if (inventory !== undefined) refuseTarget(inventory, input, sizeOf(saveset));
+    if (isAsked) chosenOf(await placeRecovery(this.#desk, input, inventory));
   }
 
   async #knownProxy(wanted: string | undefined): Promise<string | null> {
@@ -318,7 +322,7 @@ export class Recoveries implements RecoveryService {
     if (relocateTo === null) throw noTarget();
     if (row.hypervisorId !== null) {
       const hypervisor = await this.#desk.hypervisor(row.hypervisorId);
-      pick('datastore', relocateTo, (await hypervisor.inventory()).datastores);
+      pickDatastore((await hypervisor.inventory()).datastores, relocateTo);
     }
     const atMs = request.at ?? null;
     const options = { ...input, relocateTo, relocateAtMs: atMs };
@@ -343,7 +347,7 @@ export class Recoveries implements RecoveryService {
     const proxy = await proxyOf(this.#desk, row.id);
     const hypervisor = await this.#desk.hypervisor(hypervisorId);
     const { datastores } = await hypervisor.inventory();
-    const to = pick('datastore', wanted, datastores);
+    const to = pickDatastore(datastores, wanted);
     const exported = shared as { path: string; nfsPort: number; mountPort: number };
     const relocate: RelocateInput = {
       recovery: input,

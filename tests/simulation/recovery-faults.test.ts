@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { RouseError } from '#src/errors.ts';
+import { isRouseError, RouseError } from '#src/errors.ts';
 import type { HypervisorCall } from '#src/hypervisors/memory-faults.ts';
 import type { Proxy } from '#src/proxy/port.ts';
 import type { Recovery } from '#src/recovery/schema.ts';
@@ -352,14 +352,21 @@ test('cancelled at any moment of a relocation, the machine runs and its place is
   assert.ok(states.has('available'), [...states].join());
 });
 
-test('a full restore to a datastore that is not there fails, and says which there are', async () => {
+test('a datastore that is not there is refused before anything is begun, also by a dry run', async () => {
   await withStory(async (story) => {
     await story.start();
-    const request = recoveryRequest.parse({ machine: 'web01', mode: 'new', datastore: 'nowhere' });
-    story.id = (await story.server.recoveries.create(request)).id;
-    const view = await story.until('failed');
-    assert.equal(view.error?.code, 'not-found');
-    assert.match(view.error?.advice ?? '', /--datastore.*production/);
+    const { recoveries } = story.server;
+    for (const more of [{ mode: 'new', datastore: 'nowhere' }, { relocateTo: 'nowhere' }]) {
+      const request = recoveryRequest.parse({ machine: 'web01', ...more });
+      const isRefused = (error: unknown) => {
+        assert.ok(isRouseError(error, 'not-found'), String(error));
+        assert.match(error.advice, /production/);
+        return true;
+      };
+      await assert.rejects(recoveries.create(request), isRefused);
+      await assert.rejects(recoveries.plan(request), isRefused);
+    }
+    assert.deepEqual(await recoveries.list({}), []);
     await story.nothingIsLeft('no datastore');
   });
 });
