@@ -276,6 +276,7 @@ class Rooms {
       clock,
       turns: new BackupTurns(),
       waits: (id, because) => backups.waits(id, because),
+      stateOf: (id) => backups.stateOf(id),
       proxy: (name) => this.#proxies.calls(name ?? config.proxyName),
       hypervisor: (id) => this.#hypervisors.driver(id),
       keepFiles: (id, files) => this.#scratch.keep(id, files),

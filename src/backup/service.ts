@@ -1,5 +1,6 @@
 import { RouseError } from '../errors.ts';
 import type { BackupRow, Backups as BackupRows } from '../catalog/backups.ts';
+import type { OtherBackup } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
 import { changesOf } from '../lib/changes.ts';
 import type { Random } from '../lib/random.ts';
@@ -237,6 +238,15 @@ export class Backups implements BackupService {
       yield view;
       if (view.state !== 'running') return;
     }
+  }
+
+  /** Of any id: what a backup that has ended left behind is nobody's any more. */
+  async stateOf(id: string): Promise<OtherBackup> {
+    const run = await this.#desk.engine.run(id);
+    if (run !== undefined && run.endedMs === undefined) return 'running';
+    const row = await this.#desk.rows.find(id);
+    if (row === undefined) return 'unknown';
+    return row.state === 'running' ? 'running' : 'ended';
   }
 
   /** News of a job, from the workflow. */

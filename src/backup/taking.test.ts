@@ -44,6 +44,7 @@ async function readWhile(
   const { steps } = backupWorkflow({
     clock: systemClock,
     turns: new BackupTurns(),
+    stateOf: async () => 'unknown',
     waits: () => undefined,
     proxy: async () => proxy,
     hypervisor: async () => hypervisor,

@@ -1,5 +1,5 @@
 import { isRouseError, RouseError } from '../errors.ts';
-import type { BackupPlace, BackupSource, Hypervisor } from '../hypervisors/port.ts';
+import type { BackupPlace, BackupSource, Hypervisor, OtherBackup } from '../hypervisors/port.ts';
 import type { Clock } from '../lib/clock.ts';
 import type { JobSpec, JobView, Proxy } from '../proxy/port.ts';
 import { plural } from '../lib/text.ts';
@@ -53,6 +53,8 @@ export interface BackupWorld {
   readonly turns: BackupTurns;
   /** Null: it waits no longer. */
   waits(backupId: string, because: string | null): void;
+  /** Whether a backup that left something behind is still under way. */
+  stateOf(backupId: string): Promise<OtherBackup>;
   /** undefined: the one beside this server. */
   proxy(name: string | undefined): Promise<Proxy>;
   hypervisor(id: string): Promise<Hypervisor>;
@@ -118,6 +120,7 @@ async function begin(world: BackupWorld, context: Context): Promise<Json> {
     machineId: managedIdOf(input),
     token: input.backupId,
     scratchDirectory: from.scratchDirectory,
+    otherBackup: (token) => world.stateOf(token),
     ...(from.base === null ? {} : { since: from.base.labels }),
   });
   const { noBase } = from;
@@ -355,7 +358,8 @@ async function finish(world: BackupWorld, context: Context): Promise<Json> {
     } catch (error) {
       if (attempt >= takingLimits.finishAttemptsMax) {
         const why = error instanceof Error ? error.message : String(error);
-        const warning = `the backup is stored, but its job at the hypervisor did not end: ${why}`;
+        const stored = `the backup is stored, but its job at the hypervisor did not end: ${why}`;
+        const warning = `${stored}; it is tried again by itself, and by: rouse reconcile`;
         return { detail: warning, warning };
       }
     }

@@ -297,7 +297,12 @@ export interface BackupSpec {
   /** Labels of the last saveset: go on from its checkpoint when the chain is whole. */
   readonly since?: Readonly<Record<string, string>>;
   readonly scratchDirectory: string;
+  /** Of another backup that left something at the machine; missing: none is known. */
+  readonly otherBackup?: (token: string) => Promise<OtherBackup>;
 }
+
+/** What is left of one that has ended is nobody's; of an unknown one, perhaps another server's. */
+export type OtherBackup = 'running' | 'ended' | 'unknown';
 
 /** A host or a datastore that bears only so many backups at once. */
 export interface BackupPlace {

@@ -11,6 +11,7 @@ import { enterWorld } from '#lab/world.ts';
 import type { Backup } from '#src/backup/schema.ts';
 import { turnLimits } from '#src/backup/limits.ts';
 import { guestDisk } from './libvirt-world.ts';
+import type { BackupServer } from '../simulation/backup-world.ts';
 import { requestOf, sparseImage, VsphereBackupWorld } from './vsphere-backup-world.ts';
 
 const MiB = 1 << 20;
@@ -180,25 +181,50 @@ test('the snapshot is removed in the end, also when removing it fails at first',
   assert.deepEqual(view.warnings, []);
 });
 
-test('one that cannot be removed is a warning, and a trace for the reconciler', async () => {
+/** A backup whose snapshot cannot be removed; its id. */
+async function leaving(): Promise<string> {
   await vcenter.fault(removal);
   const { id } = await server.backups.start(requestOf('box'));
   const view = await server.ended(id);
   assert.ok(view !== 'died');
   assert.equal(view.state, 'done');
   assert.match(view.warnings.join(), /stored, but its job at the hypervisor did not end/);
-  const driver = at.driver();
-  const { backups } = await driver.traces();
-  const [left] = backups;
-  assert.deepEqual([left?.token, left?.kind, left?.machineName], [id, 'snapshot', 'box']);
-  const next = await server.backups.start(requestOf('box'));
-  const refused = await server.ended(next.id);
-  assert.ok(refused !== 'died');
-  assert.equal(refused.error?.code, 'busy');
-  assert.match(refused.error?.advice ?? '', /rouse reconcile/);
+  assert.deepEqual(await at.leftSnapshots(), [`box: ${id}`], 'a trace for the reconciler');
+  return id;
+}
+
+async function failedAt(other: BackupServer): Promise<NonNullable<Backup['error']>> {
+  const { id } = await other.backups.start(requestOf('box'));
+  const view = await other.ended(id);
+  assert.ok(view !== 'died' && view.error !== null);
+  assert.equal(view.state, 'failed');
+  return view.error;
+}
+
+test('one that cannot be removed is a warning; the next backup removes it first', async () => {
+  const id = await leaving();
+  const refused = await failedAt(server);
+  assert.match(refused.message, /rouse-\w+ of box, which an earlier backup left behind, cannot be/);
+  assert.match(refused.advice, /delete it in vCenter/);
   await vcenter.clearFaults();
-  await driver.endBackup(left?.machineId ?? '', left?.token ?? '', 'stored');
-  assert.deepEqual(await at.leftSnapshots(), []);
+  const view = await at.backUp(server, 'box');
+  assert.equal(view.kind, 'incremental', view.fullBecause ?? '');
+  assert.deepEqual(view.warnings, [
+    `the snapshot rouse-${id}, which an earlier backup left behind, was removed first`,
+  ]);
+  await assertSame(view);
+});
+
+test('one of a backup that this server does not know stays: another server may read from it', async () => {
+  const id = await leaving();
+  await vcenter.clearFaults();
+  const other = await at.server();
+  const refused = await failedAt(other);
+  assert.equal(refused.code, 'busy');
+  assert.match(refused.advice, /does not know that backup.*delete the snapshot in vCenter/);
+  assert.deepEqual(await at.leftSnapshots(), [`box: ${id}`]);
+  await other.stop();
+  assert.equal((await at.backUp(server, 'box')).warnings.length, 1, 'its own server removes it');
 });
 
 test('cancelled while it downloads: lease and snapshot are gone', async () => {

@@ -241,6 +241,7 @@ export class BackupServer {
     const world: BackupWorld = {
       clock,
       turns: new BackupTurns(),
+      stateOf: (id) => backups.stateOf(id),
       waits: (id, because) => backups.waits(id, because),
       proxy: async () => proxy,
       hypervisor: async () => hypervisor,

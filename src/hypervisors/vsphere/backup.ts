@@ -19,6 +19,7 @@ import { devicesOf, machineDetail } from './machines.ts';
 import { entityName, parseDatastorePath } from './names.ts';
 import { readExisting, readOne } from './properties.ts';
 import type { Found } from './properties.ts';
+import { removeLeft } from './left-snapshots.ts';
 import { removeSnapshot, snapshotsIn, takeSnapshot } from './snapshots.ts';
 import type { TakenSnapshot } from './snapshots.ts';
 import { switchOnTracking, trackingPaths } from './tracking.ts';
@@ -37,10 +38,9 @@ export async function beginBackup(client: VimClient, spec: BackupSpec): Promise<
     throw new RouseError('bad-request', `${spec.token} cannot name a backup`);
   }
   const machine = await machineDetail(client, spec.machineId);
+  const removed = await removeLeft(client, machine, spec);
   const found = await readOne(client, machineRef(machine.id), backupPaths);
   const snapshots = snapshotsIn(found.get('snapshot'));
-  const other = snapshots.find(({ token }) => token !== undefined && token !== spec.token);
-  if (other !== undefined) throw busyWith(machine.name, other.name);
   const all = disksOf(devicesOf(found));
   const saved = await machineFiles(client, found, machine.configuration);
   const hasSnapshots = snapshots.length > 0;
@@ -50,6 +50,7 @@ export async function beginBackup(client: VimClient, spec: BackupSpec): Promise<
   const snapshot = await takeSnapshot(client, found.ref, spec.token, mayQuiesce);
   const disks = await frozenDisks(client, snapshot.ref);
   const warnings = [
+    ...removed,
     ...leftOutWarnings(all),
     ...saved.warnings,
     ...(untracked === undefined ? [] : [untracked]),
@@ -83,12 +84,6 @@ const backupPaths = [
   'config.firmware',
   'guest.toolsRunningStatus',
 ] as const;
-
-function busyWith(name: string, snapshot: string): RouseError {
-  return new RouseError('busy', `another backup of ${name} holds the snapshot ${snapshot}`, {
-    advice: 'It goes when that backup ends; one that was left behind goes with: rouse reconcile',
-  });
-}
 
 function isToolsRunning(found: Found): boolean {
   return found.text('guest.toolsRunningStatus') === 'guestToolsRunning';
