@@ -80,7 +80,10 @@ export const backup = z.object({
   kind: z.enum(['full', 'incremental']).nullable().describe('null: not yet known.'),
   fullBecause: z.string().nullable().describe('Why it is full although it could be incremental.'),
   consistency: z.enum(['crash', 'filesystem', 'offline']).nullable(),
-  waitsFor: z.string().nullable().describe('The full place that it waits for; null: none.'),
+  waitsFor: z
+    .string()
+    .nullable()
+    .describe('The full place, or who is out of reach; null: it waits for nobody.'),
   doneBytes: bytes,
   totalBytes: bytes,
   newBytes: bytes.describe('Read and not in the vault before.'),

@@ -227,17 +227,39 @@ function runRead(
   source: BackupSource,
 ): Promise<JobView> {
   const { input, signal } = context;
-  return patiently(world, signal, async () =>
-    runJob(
-      await world.proxy(input.proxy),
-      () => jobSpec(world, input, begun, source),
-      signal,
-      (job) => {
-        world.progress(input.backupId, job);
-        context.progress({ done: job.doneBytes, total: job.totalBytes, unit: 'bytes' });
-      },
-    ),
-  );
+  return patiently(world, context, async () => {
+    const proxy = await world.proxy(input.proxy);
+    let ours: unknown;
+    const spec = async () => {
+      try {
+        return await jobSpec(world, input, begun, source);
+      } catch (error) {
+        ours = error;
+        throw error;
+      }
+    };
+    const news = (job: JobView) => {
+      if (job.doneBytes > 0) world.waits(input.backupId, null);
+      world.progress(input.backupId, job);
+      context.progress({ done: job.doneBytes, total: job.totalBytes, unit: 'bytes' });
+    };
+    try {
+      return await runJob(proxy, spec, signal, news);
+    } catch (error) {
+      throw error === ours ? error : asSeenBy(input.proxy, error);
+    }
+  });
+}
+
+/** Where the server is well, the way from the proxy's machine may be shut: it is said whose it is. */
+function asSeenBy(proxy: string | undefined, error: unknown): unknown {
+  const isAway =
+    isRouseError(error, 'hypervisor-unreachable') || isRouseError(error, 'host-unreachable');
+  if (!isAway || proxy === undefined) return error;
+  return new RouseError(error.code, `proxy ${proxy}: ${error.message}`, {
+    advice: `${error.advice} Proxy ${proxy} itself has to reach it.`,
+    cause: error,
+  });
 }
 
 /**
@@ -290,20 +312,25 @@ const awayCodes: ReadonlySet<string> = new Set([
   ...['proxy-unreachable', 'host-unreachable', 'hypervisor-unreachable'],
 ]);
 
-/** A proxy or a hypervisor that restarts fails no backup: it is waited for. */
+/** A proxy or a hypervisor that restarts fails no backup: it is waited for, which is shown. */
 async function patiently<T>(
-  { clock }: BackupWorld,
-  signal: AbortSignal,
+  world: BackupWorld,
+  { input: { backupId }, signal }: Context,
   work: () => Promise<T>,
 ): Promise<T> {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await work();
-    } catch (error) {
-      const isAway = isRouseError(error) && awayCodes.has(error.code);
-      if (!isAway || signal.aborted || attempt >= takingLimits.proxyAttemptsMax) throw error;
+  try {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await work();
+      } catch (error) {
+        const isAway = isRouseError(error) && awayCodes.has(error.code);
+        if (!isAway || signal.aborted || attempt >= takingLimits.proxyAttemptsMax) throw error;
+        world.waits(backupId, error.message);
+      }
+      await world.clock.sleep(takingLimits.proxyPauseMs, signal);
     }
-    await clock.sleep(takingLimits.proxyPauseMs, signal);
+  } finally {
+    world.waits(backupId, null);
   }
 }
 
