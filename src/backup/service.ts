@@ -30,6 +30,8 @@ export interface BackupDesk {
     readonly hypervisorId: string;
     /** What its hypervisor calls it. */
     readonly managedId: string;
+    /** The name of another machine there that has its UUID. */
+    readonly twin?: string;
   }>;
   hypervisorName(id: string): Promise<string>;
   /** The name of the proxy that is meant; undefined: the one beside this server. */
@@ -81,6 +83,7 @@ export class Backups implements BackupService {
     request: Extract<BackupRequest, { kind: 'machine' }>,
   ): Promise<BackupInput> {
     const found = await this.#desk.findMachine(request.machine, request.hypervisor);
+    if (found.twin !== undefined) throw notTellable(found.name, found.twin, found.id);
     const proxy = await this.#desk.proxy(request.proxy);
     const savesets = request.full ? [] : await this.#desk.savesetsOf(found.id, proxy);
     const base = savesets.find(({ kind, labels }) => kind !== 'sealed' && hasLabels(labels));
@@ -307,6 +310,14 @@ export class Backups implements BackupService {
       await this.#desk.tell(subject, 'warning', 'backup.warning', `${name}: ${warning}`);
     }
   }
+}
+
+/** Their savesets would be one machine's, and an incremental one of the other's disks. */
+function notTellable(name: string, twin: string, uuid: string): RouseError {
+  const what = `${name} and ${twin} have the same UUID (${uuid}): their backups could not be told apart`;
+  return new RouseError('wrong-state', what, {
+    advice: `Give one of them another UUID while it is off (uuid.bios in its .vmx), then back up again.`,
+  });
 }
 
 function endOf({ state }: RunView): 'cancelled' | 'failed' {

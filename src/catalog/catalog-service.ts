@@ -21,6 +21,18 @@ interface KnownMachine {
   readonly hypervisor?: { readonly id: string; readonly name: string };
   readonly summary?: MachineSummary;
   readonly savesets: readonly Saveset[];
+  /** Another machine of the same hypervisor that has the same UUID, as copies of files have. */
+  readonly twin?: string;
+}
+
+/** A machine to work on, and what its hypervisor calls it: on vSphere its UUID need not be its own. */
+export interface ManagedMachine {
+  readonly id: string;
+  readonly name: string;
+  readonly hypervisorId: string;
+  readonly managedId: string;
+  /** The name of another one with its UUID. */
+  readonly twin?: string;
 }
 
 export class MachineCatalog implements CatalogService {
@@ -62,9 +74,12 @@ export class MachineCatalog implements CatalogService {
         continue;
       }
       for (const summary of answer.value.machines) {
-        const savesets = machines.get(summary.uuid)?.savesets ?? [];
         const { uuid: id, name } = summary;
-        machines.set(id, { id, name, hypervisor, summary, savesets });
+        const before = machines.get(id);
+        const known = { id, name, hypervisor, summary, savesets: before?.savesets ?? [] };
+        const other = before?.hypervisor?.id === hypervisor.id ? before : undefined;
+        machines.set(id, other === undefined ? known : asTwin(other, name));
+        if (other !== undefined) machines.set(`${id} ${summary.id}`, asTwin(known, other.name));
       }
     }
     return [...machines.values()];
@@ -74,7 +89,7 @@ export class MachineCatalog implements CatalogService {
   async findOnHypervisor(
     reference: string,
     hypervisor: string | undefined,
-  ): Promise<{ id: string; name: string; hypervisorId: string; managedId: string }> {
+  ): Promise<ManagedMachine> {
     const only =
       hypervisor === undefined ? undefined : (await this.#desk.hypervisors.row(hypervisor)).id;
     const known = await this.#known(only);
@@ -84,9 +99,16 @@ export class MachineCatalog implements CatalogService {
         advice: 'Add one: rouse hypervisor add NAME qemu:///system',
       });
     }
-    const machine = pick('machine', reference, running, 'rouse machines');
-    const { id, name, summary } = machine;
-    return { id, name, hypervisorId: machine.hypervisor!.id, managedId: summary?.id ?? id };
+    const named = running.filter((machine) => machine.id === reference);
+    if (named.length > 1) {
+      const names = named.map((machine) => machine.name).join(' and ');
+      throw new RouseError('bad-request', `${names} have the same UUID: ${reference}`, {
+        advice: 'Name one of them by its name.',
+      });
+    }
+    const { id, name, summary, hypervisor: at, twin } = pick('machine', reference, running, list);
+    const found = { id, name, hypervisorId: at?.id ?? '', managedId: summary?.id ?? id };
+    return twin === undefined ? found : { ...found, twin };
   }
 
   async savesets(filter: SavesetFilter): Promise<readonly SavesetView[]> {
@@ -133,6 +155,14 @@ export class MachineCatalog implements CatalogService {
   }
 }
 
+const list = 'rouse machines';
+
+/** Savesets tell such machines apart by name only. */
+function asTwin(machine: KnownMachine, twin: string): KnownMachine {
+  const savesets = machine.savesets.filter((saveset) => saveset.machine.name === machine.name);
+  return { ...machine, savesets, twin };
+}
+
 /** The latest saveset of the machine that is meant; `all` is newest first. */
 function pickMachine(reference: string, all: readonly Saveset[]): Saveset {
   const latest = new Map<string, Saveset>();
@@ -143,6 +173,10 @@ function pickMachine(reference: string, all: readonly Saveset[]): Saveset {
   const exact = machines.filter(({ name }) => name === reference);
   // A machine that was made anew keeps its name and gets another id: the newest one is meant.
   if (exact.length > 1) return exact[0]!.saveset;
+  // Renamed since, or its UUID is another machine's as well: the newest one of that name is meant.
+  const older =
+    exact.length === 0 ? all.find(({ machine }) => machine.name === reference) : undefined;
+  if (older !== undefined) return older;
   return pick('machine with savesets', reference, machines, 'rouse machines').saveset;
 }
 

@@ -178,9 +178,15 @@ async function findTarget(
   }
 }
 
-/** Catalogs know a machine by its UUID, managers by their own id. */
+/**
+ * Catalogs know a machine by its UUID, managers by their own id. On vSphere several may have one UUID:
+ * then only the manager's id tells which is meant, and without it none is.
+ */
 function inInventory({ machines }: Inventory, target: Target): MachineSummary | undefined {
-  return machines.find(({ id, uuid }) => id === target.id || uuid === target.id);
+  const { id: known, managedId = known } = target;
+  const managed = machines.find(({ id }) => id === managedId);
+  const [only, ...more] = machines.filter(({ uuid }) => uuid === known);
+  return managed ?? (more.length === 0 ? only : undefined);
 }
 
 /** 3. The host that the target runs on now. Throws when the target cannot take disks. */

@@ -42,7 +42,12 @@ export type RecoveryInput = {
   /** null: as soon as it is available. */
   readonly relocateAtMs: number | null;
   /** Mode `flr`: the running machine whose guest sees the disks, and which of them (null: all). */
-  readonly target: { readonly id: string; readonly name: string } | null;
+  readonly target: {
+    readonly id: string;
+    readonly name: string;
+    /** What its manager calls it. Missing in what was asked before UUIDs were known to repeat. */
+    readonly managedId?: string;
+  } | null;
   readonly disks: readonly string[] | null;
   readonly createdMs: number;
   /** A parked recovery going on: its clone holds writes and is never dropped by an undo. */

@@ -34,15 +34,24 @@ export async function refuseUnfit(
 /** A name or a kept identity that somebody else has is refused before anything is made. */
 export function refuseTakenName(
   inventory: Inventory,
-  input: Pick<RecoveryInput, 'name' | 'mode'>,
+  input: Pick<RecoveryInput, 'name' | 'mode' | 'identity' | 'machine'>,
   ours: string | undefined,
 ): void {
   // No machine of that name is made.
   if (input.mode === 'flr') return;
-  const other = inventory.machines.find(({ name }) => name === input.name);
-  if (other === undefined || other.id === ours) return;
-  throw new RouseError('already-exists', `a machine named ${input.name} exists (${other.uuid})`, {
-    advice: `Choose another name: --name ${input.name}-recovered`,
+  const others = inventory.machines.filter(({ id }) => id !== ours);
+  const named = others.find(({ name }) => name === input.name);
+  if (named !== undefined) {
+    throw new RouseError('already-exists', `a machine named ${input.name} exists (${named.uuid})`, {
+      advice: `Choose another name: --name ${input.name}-recovered`,
+    });
+  }
+  const { keep } = input.identity;
+  const twin = keep ? others.find(({ uuid }) => uuid === input.machine.id) : undefined;
+  if (twin === undefined) return;
+  const what = `${twin.name} has the UUID of the backup (${twin.uuid}), which is to be kept`;
+  throw new RouseError('already-exists', what, {
+    advice: `Leave --identity keep out, or take ${twin.name} out of the inventory first.`,
   });
 }
 

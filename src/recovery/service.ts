@@ -11,7 +11,7 @@ import { endRecovery } from './ending.ts';
 import { chosenOf, placeRecovery } from './placing.ts';
 import { planOf } from './planning.ts';
 import { datastoreSpec, newMac, type RecoveryInput } from './plan.ts';
-import { chooseTarget, type FoundMachine, nameOf } from './targeting.ts';
+import { chooseTarget, type FoundMachine, nameOf, targetOf } from './targeting.ts';
 import { noTarget, notNow, type RelocateInput } from './relocating.ts';
 import { sealing, Seals } from './sealing.ts';
 import type {
@@ -142,7 +142,7 @@ export class Recoveries implements RecoveryService {
       isMoved: request.mode === 'new' && (await this.#movesDisks(hypervisorId)),
       relocateTo: request.relocateTo ?? null,
       relocateAtMs: typeof request.relocateAt === 'number' ? request.relocateAt : null,
-      target: target === null ? null : { id: target.id, name: target.name },
+      target: target === null ? null : targetOf(target),
       disks: request.disks ?? null,
       createdMs: clock.now(),
       resumed: false,
@@ -234,7 +234,7 @@ export class Recoveries implements RecoveryService {
       clone: clones.find(({ cloneId }) => cloneId === row.cloneId),
       plannedRelocation:
         input.relocateTo === null ? null : { target: input.relocateTo, atMs: input.relocateAtMs },
-      target: input.target ?? null,
+      target: input.target ? { id: input.target.id, name: input.target.name } : null,
       hasPicture: (await this.#desk.picture(row.id)) !== undefined,
     });
   }

@@ -10,6 +10,8 @@ export interface FoundMachine {
   readonly id: string;
   readonly name: string;
   readonly hypervisorId: string;
+  /** What its hypervisor calls it. */
+  readonly managedId?: string;
 }
 
 interface Finder {
@@ -79,4 +81,9 @@ export function attachments(
 export function nameOf(saveset: Saveset, target: FoundMachine | null): string {
   const { name } = saveset.machine;
   return target === null ? name : `${name}-in-${target.name}`;
+}
+
+/** What is written down of the target. */
+export function targetOf({ id, name, managedId }: FoundMachine): RecoveryInput['target'] {
+  return { id, name, ...(managedId === undefined ? {} : { managedId }) };
 }
