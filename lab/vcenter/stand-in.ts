@@ -78,6 +78,8 @@ export interface Behaviour {
   /** Of machines that are powered on from now on; default guestToolsRunning. */
   readonly toolsRunningStatus?: string;
   readonly noScreenshots?: boolean;
+  /** After a snapshot was removed its machine says that its disks need consolidation. */
+  readonly removalLeavesFiles?: boolean;
 }
 
 export interface ScriptedFault {

@@ -386,7 +386,7 @@ async function finish(world: BackupWorld, context: Context): Promise<Json> {
       if (attempt >= takingLimits.finishAttemptsMax) {
         const why = error instanceof Error ? error.message : String(error);
         const stored = `the backup is stored, but its job at the hypervisor did not end: ${why}`;
-        const warning = `${stored}; it is tried again by itself, and by: rouse reconcile`;
+        const warning = `${stored}; it is tried again by itself`;
         return { detail: warning, warning };
       }
     }

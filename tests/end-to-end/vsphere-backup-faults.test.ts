@@ -227,6 +227,46 @@ test('one of a backup that this server does not know stays: another server may r
   assert.equal((await at.backUp(server, 'box')).warnings.length, 1, 'its own server removes it');
 });
 
+test('disks that a removed snapshot leaves in need of consolidation are consolidated', async () => {
+  await vcenter.behaviour({ removalLeavesFiles: true });
+  const before = await callsOf('ConsolidateVMDisks_Task');
+  assert.deepEqual((await at.backUp(server, 'box')).warnings, []);
+  assert.equal(await callsOf('ConsolidateVMDisks_Task'), before + 1);
+
+  const locked = {
+    method: 'ConsolidateVMDisks_Task',
+    fault: 'FileLocked',
+    message: 'It is locked.',
+  };
+  await vcenter.fault(locked);
+  const told = (await at.backUp(server, 'box')).warnings.join();
+  assert.match(told, /the disks of box need consolidation: .*It is locked/);
+
+  await vcenter.clearFaults();
+  await vcenter.behaviour({});
+  assert.deepEqual((await at.backUp(server, 'box')).warnings, [], 'the next one tries again');
+  const now = await callsOf('ConsolidateVMDisks_Task');
+  assert.deepEqual((await at.backUp(server, 'box')).warnings, []);
+  assert.equal(await callsOf('ConsolidateVMDisks_Task'), now, 'there is nothing left to do');
+});
+
+test('a cancelled backup ends although its disks cannot be consolidated', async () => {
+  await vcenter.behaviour({ removalLeavesFiles: true });
+  await vcenter.fault({ method: 'ConsolidateVMDisks_Task', fault: 'FileLocked' });
+  await vcenter.fault({ method: 'GET /nfc', nth: 1, how: 'stall', atByte: 100_000 });
+  await vcenter.resetChangeTracking('box');
+  const before = await callsOf('GET /nfc');
+  const { id } = await server.backups.start(requestOf('box'));
+  await eventually('the download', async () => (await callsOf('GET /nfc')) > before || undefined);
+  await server.backups.cancel(id);
+  const view = await server.ended(id);
+  assert.equal(view === 'died' ? view : view.state, 'cancelled');
+  assert.deepEqual(await at.leftSnapshots(), []);
+  await vcenter.clearFaults();
+  await vcenter.behaviour({});
+  assert.deepEqual((await at.backUp(server, 'box')).warnings, []);
+});
+
 test('cancelled while it downloads: lease and snapshot are gone', async () => {
   await vcenter.fault({ method: 'GET /nfc', nth: 1, how: 'stall', atByte: 100_000 });
   await vcenter.resetChangeTracking('box');

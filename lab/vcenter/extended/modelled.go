@@ -10,7 +10,7 @@ import (
 var modelled = map[string]map[string]bool{
 	"VirtualMachine": names("PowerOnVM_Task", "PowerOffVM_Task", "ShutdownGuest", "AnswerVM",
 		"CreateScreenshot_Task", "UnregisterVM", "Rename_Task", "Destroy_Task", "RelocateVM_Task",
-		"ReconfigVM_Task", "CreateSnapshot_Task", "RemoveAllSnapshots_Task",
+		"ReconfigVM_Task", "CreateSnapshot_Task", "RemoveAllSnapshots_Task", "ConsolidateVMDisks_Task",
 		"QueryChangedDiskAreas", "ExportVm"),
 	"VirtualMachineSnapshot": names("RemoveSnapshot_Task", "ExportSnapshot"),
 	"HttpNfcLease":           names("HttpNfcLeaseProgress", "HttpNfcLeaseComplete", "HttpNfcLeaseAbort"),

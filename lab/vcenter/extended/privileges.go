@@ -27,6 +27,7 @@ var simple = map[string]string{
 	"CreateScreenshot_Task":     "VirtualMachine.Interact.CreateScreenshot",
 	"CreateSnapshot_Task":       "VirtualMachine.State.CreateSnapshot",
 	"RemoveAllSnapshots_Task":   "VirtualMachine.State.RemoveSnapshot",
+	"ConsolidateVMDisks_Task":   "VirtualMachine.State.RemoveSnapshot",
 	"QueryChangedDiskAreas":     "VirtualMachine.Provisioning.DiskRandomRead",
 	"Rename_Task":               "VirtualMachine.Config.Rename",
 	"Destroy_Task":              "VirtualMachine.Inventory.Delete",

@@ -179,7 +179,32 @@ func (m *machine) copyDisks(j *job, moves []*move) error {
 		if err := m.w.fetch(m.host, v.disk.store, v.disk.flat, v.path()); err != nil {
 			return err
 		}
+		if err := m.pace(j, v, index, len(moves)); err != nil {
+			return err
+		}
 		if err := j.progress(int32(95 * (index + 1) / len(moves))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pace makes the copy of a machine that is off take as long as it is told.
+func (m *machine) pace(j *job, v *move, index, count int) error {
+	speed := m.w.script.behaves().RelocateBytesPerSecond
+	if speed <= 0 {
+		return nil
+	}
+	const tick = 100 * time.Millisecond
+	ticks := v.disk.sizeBytes * int64(time.Second/tick) / speed
+	for at := int64(0); at < ticks; at++ {
+		select {
+		case <-j.ctx.Done():
+			return canceled()
+		case <-time.After(tick):
+		}
+		done := (float64(index) + float64(at)/float64(ticks)) / float64(count)
+		if err := j.progress(int32(95 * done)); err != nil {
 			return err
 		}
 	}

@@ -74,12 +74,15 @@ type behaviour struct {
 	// RemoveDatastore of a NAS datastore does not look for machines on it (the API promises
 	// ResourceInUse only for VMFS).
 	NasRemoveAnyway bool `json:"nasRemoveAnyway"`
-	// Bytes per second of a live relocation; 0 is as fast as it goes.
+	// Bytes per second of a relocation; 0 is as fast as it goes.
 	RelocateBytesPerSecond int64 `json:"relocateBytesPerSecond"`
 	// Seconds without progress after which a lease ends; vCenter's default is 300.
 	LeaseTimeoutSeconds int32 `json:"leaseTimeoutSeconds"`
 	// What guest.toolsRunningStatus says of a machine that is on; guestToolsRunning if empty.
 	ToolsRunningStatus string `json:"toolsRunningStatus"`
+	// A removed snapshot leaves files behind, as when something else held them: the machine says that
+	// its disks need consolidation.
+	RemovalLeavesFiles bool `json:"removalLeavesFiles"`
 	// CreateScreenshot_Task answers with a path on the datastore instead of doing it.
 	NoScreenshots bool `json:"noScreenshots"`
 }
@@ -139,6 +142,19 @@ func (s *script) callerOf(method string, object ref) string {
 	user := s.callers[key]
 	delete(s.callers, key)
 	return user
+}
+
+// passOn is for calls on an object whose task is another's: what is scripted and who called go along.
+func (s *script) passOn(method string, from, to ref) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, now := method+" "+from.String(), method+" "+to.String()
+	if fault := s.due[old]; fault != nil {
+		s.due[now] = fault
+	}
+	s.callers[now] = s.callers[old]
+	delete(s.due, old)
+	delete(s.callers, old)
 }
 
 func (s *script) asks() *scriptedQuestion {

@@ -232,6 +232,7 @@ func (m *machine) showSnapshots() {
 func (s *snapshot) RemoveSnapshotTask(req *types.RemoveSnapshot_Task) soap.HasFault {
 	defer s.free()()
 	children := req.RemoveChildren
+	s.machine.w.script.passOn("RemoveSnapshot_Task", s.Self, s.machine.Self)
 	task := s.machine.task("RemoveSnapshot_Task", false, func(*job) (types.AnyType, error) {
 		return nil, s.machine.forget(s, children)
 	})
@@ -279,7 +280,27 @@ func (m *machine) forget(s *snapshot, children bool) error {
 	m.snapshots = left
 	m.showSnapshots()
 	m.publish()
+	if m.w.script.behaves().RemovalLeavesFiles {
+		m.needsConsolidation(true)
+	}
 	return nil
+}
+
+func (m *machine) needsConsolidation(needed bool) {
+	change(m, set("runtime.consolidationNeeded", needed))
+}
+
+// ConsolidateVMDisksTask merges what removed snapshots have left; here there is nothing to merge.
+func (m *machine) ConsolidateVMDisksTask(req *types.ConsolidateVMDisks_Task) soap.HasFault {
+	defer m.free()()
+	task := m.task("ConsolidateVMDisks_Task", false, func(*job) (types.AnyType, error) {
+		m.w.mu.Lock()
+		defer m.w.mu.Unlock()
+		m.needsConsolidation(false)
+		return nil, nil
+	})
+	res := &types.ConsolidateVMDisks_TaskResponse{Returnval: task}
+	return &methods.ConsolidateVMDisks_TaskBody{Res: res}
 }
 
 // frozen finds a picture that was promised, and the copy that stands for a flat file while there are snapshots: the base is what it

@@ -20,7 +20,7 @@ import { entityName, parseDatastorePath } from './names.ts';
 import { readExisting, readOne } from './properties.ts';
 import type { Found } from './properties.ts';
 import { removeLeft } from './left-snapshots.ts';
-import { removeSnapshot, snapshotsIn, takeSnapshot } from './snapshots.ts';
+import { consolidate, removeSnapshot, snapshotsIn, takeSnapshot } from './snapshots.ts';
 import type { TakenSnapshot } from './snapshots.ts';
 import { switchOnTracking, trackingPaths } from './tracking.ts';
 import { refOf, refsOf, textAt } from './vim-xml.ts';
@@ -166,8 +166,20 @@ async function machineFiles(
   return { files, warnings: isMissed ? [missed] : [] };
 }
 
-export function endBackup(client: VimClient, machineId: string, token: string): Promise<void> {
-  return removeSnapshot(client, machineId, token);
+/** Of a stored backup, disks that cannot be consolidated are told; each later backup tries again. */
+export async function endBackup(
+  client: VimClient,
+  machineId: string,
+  token: string,
+  outcome: 'stored' | 'failed',
+): Promise<void> {
+  await removeSnapshot(client, machineId, token);
+  try {
+    await consolidate(client, machineId);
+  } catch (error) {
+    // An undo that can never succeed would keep the machine from being backed up at all.
+    if (!isRouseError(error) || outcome === 'stored') throw error;
+  }
 }
 
 /** The machine's host, and the datastores of its disks. */

@@ -144,8 +144,8 @@ export class VsphereHypervisor implements Hypervisor {
     return backup.beginBackup(this.client, spec);
   }
 
-  endBackup(machineId: string, token: string, _outcome: 'stored' | 'failed'): Promise<void> {
-    return backup.endBackup(this.client, machineId, token);
+  endBackup(machineId: string, token: string, outcome: 'stored' | 'failed'): Promise<void> {
+    return backup.endBackup(this.client, machineId, token, outcome);
   }
 
   backupPlaces(machineId: string): Promise<readonly BackupPlace[]> {

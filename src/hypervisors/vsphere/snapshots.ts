@@ -1,6 +1,6 @@
 import { RouseError, isRouseError } from '../../errors.ts';
 import type { VimClient } from './client.ts';
-import { isFault } from './faults.ts';
+import { isAway, isFault } from './faults.ts';
 import { machineRef } from './inventory.ts';
 import { vsphereLimits } from './limits.ts';
 import { entityName } from './names.ts';
@@ -190,6 +190,31 @@ export async function removeSnapshot(
     }
   } catch (error) {
     if (!isRouseError(error, 'not-found')) throw error;
+  }
+}
+
+/**
+ * A removed snapshot may leave its files in use, because something else held them: the machine then
+ * writes to a delta that nobody lists, until its disks are consolidated (VirtualMachineRuntimeInfo
+ * .consolidationNeeded). Throws what vCenter says when that cannot be done now.
+ */
+export async function consolidate(client: VimClient, machineId: string): Promise<void> {
+  const machine = machineRef(machineId);
+  const [found] = await readExisting(client, [machine], ['name', 'runtime.consolidationNeeded']);
+  if (found?.text('runtime.consolidationNeeded') !== 'true') return;
+  const name = entityName(found.text('name'));
+  const what = `consolidating the disks of ${name}`;
+  const timeoutMs = vsphereLimits.removalMsMax;
+  const begin = () => runTask(client, 'ConsolidateVMDisks_Task', machine, [], { what, timeoutMs });
+  try {
+    await whileBusy(client, begin);
+  } catch (error) {
+    if (!isRouseError(error) || isAway(error)) throw error;
+    throw new RouseError(error.code, `the disks of ${name} need consolidation: ${error.message}`, {
+      advice:
+        'In vCenter: Snapshots, Consolidate. Find out what holds its files if that fails too.',
+      cause: error,
+    });
   }
 }
 
