@@ -4,7 +4,7 @@ import { errorTable, type ErrorCode, RouseError } from '../errors.ts';
 import { type Commands, examples, follow, Interrupted, repeated } from '../lib/terminal.ts';
 import type { Terminal } from '../lib/terminal.ts';
 import { fitText, formatBytes, formatDuration, formatRate, padText } from '../lib/text.ts';
-import { printable, shellWord } from '../lib/text.ts';
+import { printable, shellWord, wrapText } from '../lib/text.ts';
 import { formatRelative } from '../lib/times.ts';
 import { commandLimits } from '../limits.ts';
 import type { Backup, BackupRequestInput } from './schema.ts';
@@ -252,7 +252,8 @@ function printEnd(view: Backup, terminal: Terminal): void {
   terminal.print(`Its disks held ${formatBytes(view.newBytes)} new, ${known} known already.`);
   terminal.print(`Consistency: ${consistencyWords[view.consistency ?? 'crash']}.`);
   for (const warning of view.warnings) {
-    terminal.print(terminal.paint('yellow', `! ${printable(warning)}`));
+    for (const line of wrapText(`! ${warning}`, terminal.width - 1))
+      terminal.print(terminal.paint('yellow', line));
   }
   terminal.print(`Saveset ${view.savesetId ?? 'unknown'}.`);
   terminal.print(`→ rouse recover ${shellWord(view.machine.name)} --power-on`);

@@ -281,6 +281,10 @@ test('what is done with a recovery afterwards', async () => {
     stays.stderr,
     /copy was not moved to full and runs on .*: full is full\n→ Free some/,
   );
+  assert.match(
+    await good('show', id),
+    /\n! It was not moved to full: full is full\. Free some\.\n/,
+  );
   const relocate = ['relocate', id, '--to', 'prod', '--bandwidth', '50M'];
   assert.match(await good(...relocate), /copy is done; nothing of it is left/);
   const [, , request] = services.calls.at(-1) as unknown[];

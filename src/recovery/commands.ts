@@ -301,7 +301,7 @@ function printOne(view: Recovery, picture: string | undefined, terminal: Termina
   for (const disk of view.disks) fact('Disk', `${disk.path}, ${formatBytes(disk.sizeBytes)}`);
   fact('Picture', picture ?? null);
   terminal.print('');
-  for (const line of stepLines(view, terminal, terminal.clock.now())) terminal.print(line);
+  for (const line of stepLines(view, terminal, terminal.clock.now(), true)) terminal.print(line);
   terminal.print('');
   finish(view, terminal);
 }

@@ -28,7 +28,8 @@ export function showPlan(answer: unknown, terminal: Terminal): void {
     if (plan.clients.length > 0) fact('Clients', plan.clients.join(', '));
     fact('Lease ends', formatTime(plan.leaseEndsMs));
     for (const warning of plan.warnings) {
-      terminal.print(terminal.paint('yellow', `! ${printable(warning)}`));
+      for (const line of wrapText(`! ${warning}`, terminal.width - 1))
+        terminal.print(terminal.paint('yellow', line));
     }
     if (plan.candidates.length > 0) showCandidates(plan.candidates, terminal);
     terminal.print('');
@@ -38,7 +39,8 @@ export function showPlan(answer: unknown, terminal: Terminal): void {
       'No step would be made.',
     );
     if (plan.changes.length > 0) terminal.print('');
-    for (const change of plan.changes) terminal.print(`* ${printable(change)}`);
+    for (const change of plan.changes)
+      for (const line of wrapText(`* ${change}`, terminal.width - 1)) terminal.print(line);
   });
   const { refusal } = plan;
   if (refusal === null) return;

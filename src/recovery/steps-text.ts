@@ -1,5 +1,6 @@
 import type { Terminal } from '../lib/terminal.ts';
 import { fitText, formatBytes, formatDuration, padText, printable } from '../lib/text.ts';
+import { textWidth, wrapText } from '../lib/text.ts';
 import { formatRelative, formatTime } from '../lib/times.ts';
 import type { Recovery, RecoveryStep } from './schema.ts';
 
@@ -15,17 +16,40 @@ const marks = {
 
 type StepPart = RecoveryStep['subSteps'][number];
 
-/** One line per step, and one per sub-step of a running or failed one. */
-export function stepLines(recovery: Recovery, terminal: Terminal, nowMs: number): string[] {
+/**
+ * One line per step, and one per sub-step of a running or failed one. `isWhole`: what does not fit
+ * goes on below instead of being cut.
+ */
+export function stepLines(
+  recovery: Recovery,
+  terminal: Terminal,
+  nowMs: number,
+  isWhole = false,
+): string[] {
+  const linesOf = (step: StepPart, number: string) => [
+    stepLine(step, terminal, nowMs, number),
+    ...(isWhole ? restOf(step, terminal) : []),
+  ];
   return recovery.steps.flatMap((step) => {
     const open = step.state === 'running' || step.state === 'failed';
     const inner = open ? step.subSteps : [];
     return [
-      stepLine(step, terminal, nowMs, String(step.number).padStart(2)),
-      ...inner.map((part) => stepLine(part, terminal, nowMs, '    ')),
+      ...linesOf(step, String(step.number).padStart(2)),
+      ...inner.flatMap((part) => linesOf(part, '    ')),
     ];
   });
 }
+
+/** A detail that its line has cut, whole, below it. */
+function restOf({ detail }: StepPart, terminal: Terminal): string[] {
+  const room = terminal.width - 1 - wordsAt;
+  const text = printable(detail ?? '');
+  if (textWidth(text) <= room) return [];
+  return wrapText(text, terminal.width - 7).map((line) => `     ${line}`);
+}
+
+/** Where what a step says begins in its line. */
+const wordsAt = 34;
 
 export function stepLine(
   step: StepPart,
@@ -40,7 +64,7 @@ export function stepLine(
   const took =
     startedMs === null || endMs === null ? '' : formatDuration(Math.max(0, endMs - startedMs));
   const head = `${number} ${mark} ${padText(fitText(step.name, 18), 18)} ${padText(took, 9, 'right')}  `;
-  const room = terminal.width - 1 - 34;
+  const room = terminal.width - 1 - wordsAt;
   const words = [progressText(step), step.detail ?? ''].filter((text) => text !== '').join('  ');
   const line = (head + fitText(printable(words), room)).trimEnd();
   return step.state === 'done'
@@ -103,11 +127,12 @@ export function outcomeLines(recovery: Recovery, terminal: Terminal, nowMs: numb
       );
       break;
   }
-  for (const warning of recovery.warnings) {
-    lines.push(terminal.paint('yellow', `! ${printable(warning)}`));
+  for (const warning of [...recovery.warnings, ...notMoved(recovery)]) {
+    const told = wrapText(`! ${warning}`, terminal.width - 1);
+    lines.push(...told.map((line) => terminal.paint('yellow', line)));
   }
   if (recovery.state === 'available')
-    lines.push(...exportLines(recovery), ...attachedLines(recovery));
+    lines.push(...exportLines(recovery), ...attachedLines(recovery, terminal));
   const holds = ['available', 'relocating', 'parked'].includes(recovery.state);
   if (recovery.leaseEndsMs !== null && holds) {
     const end = formatTime(recovery.leaseEndsMs);
@@ -115,6 +140,13 @@ export function outcomeLines(recovery: Recovery, terminal: Terminal, nowMs: numb
     lines.push(`${what} ${end} (${formatRelative(recovery.leaseEndsMs, nowMs)}).`);
   }
   return [...lines, ...nextLines(recovery)];
+}
+
+/** Its last relocation, when that has failed. */
+function notMoved({ state, relocation }: Recovery): string[] {
+  const error = relocation?.error ?? null;
+  if (state !== 'available' || error === null) return [];
+  return [`It was not moved to ${relocation?.target}: ${error.message}. ${error.advice}`];
 }
 
 function offOrGone({ mode }: Recovery): string {
@@ -137,7 +169,7 @@ function exportLines(recovery: Recovery): string[] {
 }
 
 /** Where each disk appeared, and what to mind before it is mounted there. */
-function attachedLines(recovery: Recovery): string[] {
+function attachedLines(recovery: Recovery, terminal: Terminal): string[] {
   const { mode, target, attached, machine } = recovery;
   if (mode !== 'flr' || target === null) return [];
   const name = printable(target.name);
@@ -155,7 +187,10 @@ function attachedLines(recovery: Recovery): string[] {
     ...(attached.some(({ serial }) => serial?.startsWith('rouse-') === true)
       ? [`Find it:   ls -l /dev/disk/by-id/ | grep rouse-${recovery.id}`]
       : []),
-    `! ${twins} Mount by device: -o ro, XFS: -o ro,nouuid; LVM: vgimportclone.`,
+    ...wrapText(
+      `! ${twins} Mount by device: -o ro, XFS: -o ro,nouuid; LVM: vgimportclone.`,
+      terminal.width - 1,
+    ),
   ];
 }
 
