@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { isRouseError } from '../errors.ts';
+import { isRouseError, RouseError } from '../errors.ts';
 import type { MachineSummary } from '../hypervisors/port.ts';
 import type { Saveset } from '../vault/api.ts';
 import { type CatalogDesk, MachineCatalog } from './catalog-service.ts';
@@ -25,12 +25,16 @@ const saveset = (name: string): Saveset => ({
 function catalogOf(
   machines: readonly MachineSummary[],
   savesets: readonly Saveset[] = [saveset('web01')],
+  isSilent = false,
 ): MachineCatalog {
   const row = { id: 'vc', name: 'vc' };
   const hypervisors = {
     rows: async () => [row],
     row: async () => row,
-    inventoryOf: async () => ({ machines }),
+    inventoryOf: async () => {
+      if (isSilent) throw new RouseError('hypervisor-unreachable', 'vc cannot be reached');
+      return { machines };
+    },
   };
   // What else a desk has is not asked here.
   const desk = { hypervisors, savesets: async () => savesets };
@@ -66,6 +70,17 @@ test('a machine is found by the name that it had when it was backed up', async (
   assert.equal((await renamed.chooseSaveset({ machine: 'web01-new' })).id, 'saveset-of-web01-new');
   assert.equal((await renamed.chooseSaveset({ machine: 'web01' })).id, 'saveset-of-web01');
   await assert.rejects(renamed.chooseSaveset({ machine: 'db01' }), (error) =>
+    isRouseError(error, 'not-found'),
+  );
+});
+
+test('that a machine is not there is not said while its hypervisor does not answer', async () => {
+  await assert.rejects(catalogOf([], [], true).findOnHypervisor('web01', undefined), (error) => {
+    return (
+      isRouseError(error, 'hypervisor-unreachable') && /vc does not answer/.test(error.message)
+    );
+  });
+  await assert.rejects(catalogOf([], []).findOnHypervisor('web01', undefined), (error) =>
     isRouseError(error, 'not-found'),
   );
 });

@@ -1,4 +1,4 @@
-import { RouseError } from '../errors.ts';
+import { isRouseError, RouseError, toRouseError } from '../errors.ts';
 import type { MachineSummary } from '../hypervisors/port.ts';
 import { pick } from '../lib/text.ts';
 import type { Saveset } from '../vault/api.ts';
@@ -55,7 +55,7 @@ export class MachineCatalog implements CatalogService {
   }
 
   /** A hypervisor that does not answer hides its machines, not everybody's. */
-  async #known(only?: string): Promise<KnownMachine[]> {
+  async #known(only?: string, silent: Silent[] = []): Promise<KnownMachine[]> {
     const machines = new Map<string, KnownMachine>();
     for (const saveset of await this.#desk.savesets()) {
       const { id, name } = saveset.machine;
@@ -71,6 +71,7 @@ export class MachineCatalog implements CatalogService {
       const hypervisor = chosen[index]!;
       if (answer.status === 'rejected') {
         if (only !== undefined) throw answer.reason;
+        silent.push({ name: hypervisor.name, error: toRouseError(answer.reason, hypervisor.name) });
         continue;
       }
       for (const summary of answer.value.machines) {
@@ -92,7 +93,8 @@ export class MachineCatalog implements CatalogService {
   ): Promise<ManagedMachine> {
     const only =
       hypervisor === undefined ? undefined : (await this.#desk.hypervisors.row(hypervisor)).id;
-    const known = await this.#known(only);
+    const silent: Silent[] = [];
+    const known = await this.#known(only, silent);
     const running = known.filter((machine) => machine.hypervisor !== undefined);
     if ((await this.#desk.hypervisors.rows()).length === 0) {
       throw new RouseError('not-found', 'no hypervisor is known yet', {
@@ -106,7 +108,7 @@ export class MachineCatalog implements CatalogService {
         advice: 'Name one of them by its name.',
       });
     }
-    const { id, name, summary, hypervisor: at, twin } = pick('machine', reference, running, list);
+    const { id, name, summary, hypervisor: at, twin } = pickRunning(reference, running, silent);
     const found = { id, name, hypervisorId: at?.id ?? '', managedId: summary?.id ?? id };
     return twin === undefined ? found : { ...found, twin };
   }
@@ -155,7 +157,30 @@ export class MachineCatalog implements CatalogService {
   }
 }
 
-const list = 'rouse machines';
+/** A hypervisor that did not answer. */
+interface Silent {
+  readonly name: string;
+  readonly error: RouseError;
+}
+
+/** Whether a machine is there is not known while one that may have it does not answer. */
+function pickRunning(
+  reference: string,
+  running: readonly KnownMachine[],
+  silent: readonly Silent[],
+): KnownMachine {
+  try {
+    return pick('machine', reference, running, 'rouse machines');
+  } catch (error) {
+    const [first] = silent;
+    if (first === undefined || !isRouseError(error, 'not-found')) throw error;
+    const what = `${reference} was not found, and ${first.name} does not answer`;
+    throw new RouseError(first.error.code, `${what}: ${first.error.message}`, {
+      advice: first.error.advice,
+      cause: first.error,
+    });
+  }
+}
 
 /** Savesets tell such machines apart by name only. */
 function asTwin(machine: KnownMachine, twin: string): KnownMachine {

@@ -1,6 +1,6 @@
 import { errorTable, type ErrorCode, RouseError } from '../errors.ts';
 import { follow, Interrupted, type Terminal } from '../lib/terminal.ts';
-import { printable } from '../lib/text.ts';
+import { printable, wrapText } from '../lib/text.ts';
 import { commandLimits } from '../limits.ts';
 import type { Recovery } from './schema.ts';
 import { stepLine, stepLines, titleLine } from './steps-text.ts';
@@ -128,7 +128,8 @@ class Printed {
       const key = `${name} ${detail ?? ''}`;
       if (state !== 'running' || detail === null || this.#said.has(key)) continue;
       this.#said.add(key);
-      this.#terminal.print(`   ! ${name}: ${printable(detail)}; it is tried again`);
+      const told = wrapText(`! ${name}: ${detail}; it is tried again`, this.#terminal.width - 4);
+      for (const line of told) this.#terminal.print(`   ${line}`);
     }
   }
 
