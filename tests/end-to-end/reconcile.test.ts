@@ -122,7 +122,7 @@ test('a disk that a guest may use stays until it is forced, and so does its expo
   assert.deepEqual(await held(), [1, 1]);
   const text = await rouse.run('reconcile', '--force');
   assert.match(text, /mended: disk sda of web01 at lab/);
-  assert.match(text, /left: datastore rouse-zzzzzzzzzz at lab\n.*198\.51\.100\.7:\/vol\/prod/);
+  assert.match(text, /left: datastore rouse-zzzzzzzzzz at lab\n.*\s+198\.51\.100\.7:\/vol\/prod/);
   assert.deepEqual(await held(), [0, 0]);
   assert.doesNotMatch(await scene.virsh('dumpxml', 'web01'), /protocol='nfs'/);
   await scene.beats.next(30_000);
