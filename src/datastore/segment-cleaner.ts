@@ -2,13 +2,15 @@
 import { crc32 } from 'node:zlib';
 import { setImmediate } from 'node:timers/promises';
 import { isRouseError } from '../errors.ts';
+import { isPromise, type MaybePromise } from '../lib/maybe-promise.ts';
 import type { Move } from './appender.ts';
 import { pageBytes, unitBytes, unitsPerPage } from './layer-format.ts';
 import { zeroFlag, type PageMap } from './page-map.ts';
 import { batchesOf, firstPageUnit, unitsOf, type FoundBatch } from './segment-scan.ts';
 import { positionOf, type Segment } from './segments.ts';
 
-const movePagesMax = 128;
+/** Pages copied in one append and one turn of the event loop: about 0.2 ms. */
+const movePagesMax = 64;
 
 /**
  * From `fromUnit` on. Pages that cannot be read as they were written stay where they are: answers
@@ -22,23 +24,27 @@ export async function cleanSegment(
 ): Promise<number> {
   let lost = 0;
   let next = fromUnit;
+  // Gathered over many batches: of a batch that one turn of the guest made, few pages live.
+  const bytes = Buffer.allocUnsafeSlow(movePagesMax * pageBytes);
+  let moves: Move[] = [];
   segment.readers++;
   try {
     for await (const found of batchesOf(segment, fromUnit, segment.endUnits)) {
       next = found.unit + unitsOf(found);
-      const live = livePages(found, maps);
-      for (let from = 0; from < live.length; from += movePagesMax) {
-        const moves: Move[] = [];
-        for (const page of live.slice(from, from + movePagesMax)) {
-          const move = await readMove(segment, page);
-          if (move === undefined) lost++;
-          else moves.push(move);
-        }
+      for (const page of livePages(found, maps)) {
+        const at = moves.length * pageBytes;
+        const reading = readMove(segment, page, bytes.subarray(at, at + pageBytes));
+        const move = isPromise(reading) ? await reading : reading;
+        if (move === undefined) lost++;
+        else moves.push(move);
+        if (moves.length < movePagesMax) continue;
         await append(moves);
+        moves = [];
         // The guest's reads and writes go first.
         await setImmediate();
       }
     }
+    if (moves.length > 0) await append(moves);
   } finally {
     segment.readers--;
   }
@@ -75,17 +81,23 @@ function livePages(found: FoundBatch, maps: readonly PageMap[]): LivePage[] {
   return live;
 }
 
-async function readMove(segment: Segment, live: LivePage): Promise<Move | undefined> {
+function readMove(segment: Segment, live: LivePage, data: Buffer): MaybePromise<Move | undefined> {
   const { disk, page, from, bytePosition, checksum } = live;
   if (bytePosition < 0) return { disk, page, from, data: undefined, checksum };
-  const data = Buffer.allocUnsafe(pageBytes);
-  if (segment.file.readNow(data, bytePosition) !== pageBytes) {
-    try {
-      if ((await segment.file.read(data, bytePosition)) !== pageBytes) return undefined;
-    } catch (error) {
-      if (isRouseError(error, 'io-error')) return undefined;
-      throw error;
-    }
+  if (segment.file.readNow(data, bytePosition) !== pageBytes) return readLater(segment, live, data);
+  return crc32(data) === checksum ? { disk, page, from, data, checksum } : undefined;
+}
+
+async function readLater(
+  segment: Segment,
+  { disk, page, from, bytePosition, checksum }: LivePage,
+  data: Buffer,
+): Promise<Move | undefined> {
+  try {
+    if ((await segment.file.read(data, bytePosition)) !== pageBytes) return undefined;
+  } catch (error) {
+    if (isRouseError(error, 'io-error')) return undefined;
+    throw error;
   }
   return crc32(data) === checksum ? { disk, page, from, data, checksum } : undefined;
 }
