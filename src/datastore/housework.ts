@@ -149,7 +149,7 @@ export class Housework {
       totalBytes += segment.endUnits * unitBytes;
       liveBytes += segment.livePages * pageBytes;
     }
-    return totalBytes - liveBytes > 2 * liveBytes + 4 * this.#bounds.garbageBytesMin;
+    return totalBytes - liveBytes > 2 * (liveBytes + this.#bounds.garbageBytesMin);
   }
 
   #checkpointDue(): boolean {
