@@ -84,7 +84,7 @@ export class Housework {
   #nextDuty(): (() => Promise<void>) | undefined {
     const removable = this.#removable();
     if (removable !== undefined) return () => this.#segments.remove(removable);
-    if (this.#segments.spareBytes > 0 && !this.#layer.mayKeepFiles()) {
+    if (this.#segments.hasSpareFiles && !this.#layer.mayKeepFiles()) {
       return () => this.#segments.dropSpareFiles();
     }
     if (this.#checkpointDue()) return () => this.#layer.checkpoint();

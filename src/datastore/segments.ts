@@ -215,9 +215,19 @@ export class Segments {
     return trusted && !damaged && writtenBytes >= (this.#endUnitsMax * unitBytes) / 2;
   }
 
-  /** Removes the files that are kept for later. */
-  dropSpareFiles(): Promise<void> {
-    return this.#spareFiles.drop();
+  /** Whether files take room that nothing needs yet. */
+  get hasSpareFiles(): boolean {
+    return this.#spareFiles.bytes > 0 || (this.#spare?.prewrittenBytes ?? 0) > 0;
+  }
+
+  /** Removes the files that are kept for later, and the one that lies ready if it was such a file. */
+  async dropSpareFiles(): Promise<void> {
+    const spare = this.#spare;
+    if (spare !== undefined && spare.prewrittenBytes > 0) {
+      this.#spare = undefined;
+      await this.remove(spare);
+    }
+    await this.#spareFiles.drop();
   }
 
   async close(): Promise<void> {
@@ -226,7 +236,7 @@ export class Segments {
     const spare = this.#spare;
     this.#spare = undefined;
     if (spare !== undefined) await this.remove(spare).catch(() => undefined);
-    await this.dropSpareFiles().catch(() => undefined);
+    await this.#spareFiles.drop().catch(() => undefined);
     for (const segment of this.all()) await segment.file.close();
   }
 

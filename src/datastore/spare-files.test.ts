@@ -162,11 +162,14 @@ test('files that are kept give way when the disk is full', async () => {
     await turns();
   }
   assert.deepEqual(await namesOf(files, 'spare'), []);
-  await second();
-  await overwrite(layer, 60, 61);
-  await turns();
-  const answered = await overwrite(layer, 61, 62);
-  assert.ok(!answered.includes(-1), 'there is room again');
+  // What they took is free for the log.
+  let answered = [-1];
+  for (let round = 60; answered.includes(-1); round++) {
+    assert.ok(round < 100, 'there is no room');
+    await second();
+    await turns();
+    answered = await overwrite(layer, round, round + 1);
+  }
   await check(layer, answered);
   files.capacityBytes = Number.POSITIVE_INFINITY;
   await layer.close();
